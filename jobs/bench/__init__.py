@@ -1,0 +1,1 @@
+"""Comparisons that measure both sides in one run."""

@@ -1,0 +1,1 @@
+"""Mathematics: algorithms as frozen values, no files, no cluster."""

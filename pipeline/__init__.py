@@ -1,0 +1,1 @@
+"""Data at scale: shards, tables, Ray."""

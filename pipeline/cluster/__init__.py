@@ -1,0 +1,1 @@
+"""Passes of expect, sum, maximize over a table; assignments published as generations."""

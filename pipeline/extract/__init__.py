@@ -1,0 +1,1 @@
+"""From shards to embeddings on a Ray Data actor pool."""

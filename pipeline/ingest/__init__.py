@@ -1,0 +1,1 @@
+"""From bytes in shards to RGB images, every member accounted for."""
