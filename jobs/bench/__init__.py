@@ -1,1 +1,1 @@
-"""Comparisons that measure both sides in one run."""
+"""Benchmarks: both sides of a comparison measured in one run."""

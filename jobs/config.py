@@ -1,0 +1,76 @@
+"""The settings of a whole run: every command reads its part of the same tree."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from jobs.context import RayConfig
+from jobs.overrides import explain, merge, parse_sets, read_yaml
+from jobs.report.data import ReportConfig
+from models.backbones import BackboneConfig
+from models.config import Config
+from models.errors import ShoalError
+from models.reduce import UMAPConfig
+from pipeline.cluster.fit import FitConfig
+from pipeline.ingest.decode import DecodeConfig
+from pipeline.ingest.write import ShardConfig
+
+__all__ = ["RayConfig", "RunConfig", "as_yaml", "digest", "resolve"]
+
+
+class RunConfig(Config):
+    """Settings of `shoal run` and of each of its steps."""
+
+    shards: ShardConfig = Field(default_factory=ShardConfig)
+    decode: DecodeConfig = Field(default_factory=DecodeConfig)
+    backbone: BackboneConfig = Field(default_factory=BackboneConfig)
+    cluster: FitConfig = Field(default_factory=FitConfig)
+    baseline: bool = Field(True, description="also run k-means given the true number of clusters, for comparison")
+    report: ReportConfig = Field(default_factory=ReportConfig)
+    ray: RayConfig = Field(default_factory=RayConfig)
+    max_reject_fraction: float = Field(0.05, ge=0, le=1, description="of samples; above it a run ends with exit code 1")
+
+
+def resolve(file: Path | None = None, sets: Sequence[str] = ()) -> RunConfig:
+    """Defaults, then the file's settings, then `sets` (`a.b=c` each).
+
+    `file` may be the bare name of a config that shoal ships. Raises ShoalError for a file, key or value that is wrong.
+    """
+    tree = RunConfig().model_dump(mode="json")
+    if file is not None:
+        tree = merge(tree, read_yaml(_find(file), RunConfig))
+    tree = merge(tree, parse_sets(sets, RunConfig))
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ShoalError(explain(error, tree)) from error
+
+
+def as_yaml(config: Config) -> str:
+    """The settings as a file that `--config` reads."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def digest(config: RunConfig) -> str:
+    """12 hex digits that name the settings which results depend on: all but where Ray runs."""
+    settings: dict[str, Any] = config.model_dump(mode="json", exclude={"ray"})
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _find(file: Path) -> Path:
+    if file.exists() or file.suffix:
+        return file
+    shipped = {
+        Path(entry.name).stem: Path(str(entry)) for entry in resources.files("jobs").joinpath("configs").iterdir()
+    }
+    if str(file) in shipped:
+        return shipped[str(file)]
+    raise ShoalError(f"There is no config file {file}; give a YAML file, or one of {', '.join(sorted(shipped))}.")

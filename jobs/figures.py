@@ -1,0 +1,66 @@
+"""The figures that a command ends with: a short table for people, the same figures as JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jobs.report.wording import DASH, count, number
+
+Value = str | int | float | bool | None
+Row = Mapping[str, Value]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a command found, by name; a name ends in its unit where it has one (`seconds`, `size_bytes`).
+
+    `tables` hold what has several rows, such as the score of each clustering; all rows of one have the same names.
+    """
+
+    title: str
+    values: Mapping[str, Value]
+    tables: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """The same figures as plain JSON values; what is not finite becomes null."""
+        tables = {name: [_plain(row) for row in rows] for name, rows in self.tables.items()}
+        return {"command": self.title, **_plain(self.values), **tables}
+
+
+def shown(value: Value) -> str:
+    """A figure as the table shows it."""
+    if value is None:
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return count(value)
+    return number(value) if isinstance(value, float) else value
+
+
+def words(name: str) -> str:
+    """A figure's name as the table shows it."""
+    return name.replace("_", " ")
+
+
+def write_json(figures: Figures, path: Path) -> None:
+    """Write the figures; a reader sees the whole file or none. Raises OSError where the folder is missing or closed."""
+    text = json.dumps(figures.document(), indent=2, ensure_ascii=False, allow_nan=False)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(f"{text}\n", encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _plain(row: Row) -> dict[str, Value]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }

@@ -1,0 +1,74 @@
+"""How a command ends when it does not end well: one sentence on stderr, and an exit code.
+
+0: done. 1: done, but too many rows were rejected, or a benchmark misses its bar; results are kept.
+2: not done, for the reason the sentence gives. 130: interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+
+from models.errors import ShoalError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+MISSED, REFUSED, INTERRUPTED = 1, 2, 130
+
+
+class Missed(Exception):  # noqa: N818  not an error: everything asked for was done
+    """The work is done and kept, but falls short of what was asked of it; the message says by how much."""
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Turn what users can put right into a sentence and an exit code; anything else is a defect and keeps its traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _leave("Interrupted; what was committed is kept, and the same command continues from there.", INTERRUPTED)
+    except Missed as missed:
+        _leave(str(missed), MISSED)
+    except Exception as error:
+        sentence = explain(error)
+        if sentence is None:
+            raise
+        _leave(sentence, REFUSED)
+
+
+def explain(error: Exception) -> str | None:
+    """The sentence for an error that the user can put right, None for a defect of shoal."""
+    from pydantic import ValidationError  # noqa: PLC0415  importing it costs a third of `shoal --help`
+
+    from pipeline.tables.schema import TableError
+
+    if isinstance(error, ShoalError | TableError):
+        return str(error)
+    if isinstance(error, ValidationError):
+        from jobs.overrides import explain as explain_setting
+
+        return explain_setting(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return _file_problem(error)
+    return None
+
+
+def _file_problem(error: OSError) -> str:
+    problems = {
+        FileNotFoundError: "does not exist",
+        PermissionError: "may not be read or written by this user",
+        IsADirectoryError: "is a folder, not a file",
+        NotADirectoryError: "is not a folder",
+        FileExistsError: "exists already",
+    }
+    problem = problems.get(type(error), (error.strerror or str(error)).lower())
+    return f"{error.filename} {problem}; check the path and its owner."
+
+
+def _leave(sentence: str, code: int) -> None:
+    typer.echo(" ".join(sentence.split()), err=True)
+    raise typer.Exit(code)

@@ -1,0 +1,157 @@
+"""Settings as people give them: YAML files and `--set a.b=c`, checked against the keys that exist.
+
+A dotted key is the path of a setting in the tree of config classes: `cluster.algorithm.kind`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from models.errors import ShoalError
+
+Tree = dict[str, Any]
+KIND = "kind"  # the key that says which member of a union a section is
+_PREFIXES = ("Input should be", "Value error, ", "Assertion failed, ")
+
+
+def dotted_keys(config: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every key below `config`, sections included, of every member of a union."""
+    for name, field in config.model_fields.items():
+        yield prefix + name
+        for section in _sections(field.annotation):
+            yield from dotted_keys(section, f"{prefix}{name}.")
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections(part)
+
+
+def read_yaml(path: Path, config: type[BaseModel]) -> Tree:
+    """The settings of a YAML file; raises ShoalError unless it is a mapping of known keys."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ShoalError(
+            f"{path} is not a plain YAML file ({_one_line(error)}); write settings as `key: value`."
+        ) from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ShoalError(f"{path} holds {_shown(tree)} but settings are a mapping; write them as `key: value`.")
+    _check_keys(tree, "", set(dotted_keys(config)), str(path))
+    return tree
+
+
+def parse_sets(sets: Sequence[str], config: type[BaseModel]) -> Tree:
+    """The tree that `a.b=c` texts describe, in any order; of one key given twice the last counts."""
+    known = set(dotted_keys(config))
+    tree: Tree = {}
+    for text in sets:
+        key, equals, raw = text.partition("=")
+        key = key.strip()
+        if not equals:
+            raise ShoalError(f"--set {text} has no value; write it as --set {nearest(key, known)}=VALUE.")
+        value = _parse_value(key, raw)
+        _check_keys({key: value}, "", known, "--set")
+        _put(tree, key.split("."), value)
+    return tree
+
+
+def merge(base: Tree, changes: Mapping[str, Any]) -> Tree:
+    """`base` with `changes` on top; a section that changes its kind keeps nothing of the other kind."""
+    if KIND in changes and changes[KIND] != base.get(KIND):
+        base = {}
+    merged = dict(base)
+    for name, value in changes.items():
+        under = base.get(name)
+        merged[name] = merge(under if isinstance(under, dict) else {}, value) if isinstance(value, Mapping) else value
+    return merged
+
+
+def nearest(key: str, known: set[str]) -> str:
+    """The known key that `key` most probably means."""
+    same_name = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.0)
+    return same_name[0]
+
+
+def explain(error: ValidationError, tree: Tree | None = None) -> str:
+    """One sentence: which setting, its value, what was expected."""
+    first, *others = error.errors(include_url=False)
+    where = dotted(first["loc"], tree) or error.title
+    more = f" ({len(others)} more settings are wrong)" if others else ""
+    return f"{_problem(first, where)}{more}."
+
+
+def dotted(location: Sequence[str | int], tree: Tree | None) -> str:
+    """A validation error's location as a dotted key, without the union members that pydantic puts into it."""
+    parts: list[str] = []
+    node: Any = tree
+    for index, part in enumerate(location):
+        last = index == len(location) - 1
+        if isinstance(node, Mapping) and part not in node and node.get(KIND) == part and not last:
+            continue
+        parts.append(str(part))
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return ".".join(parts)
+
+
+def _problem(error: Any, where: str) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"{where} is not a setting of this section as it is configured; see `shoal config show`"
+    if kind == "missing":
+        return f"{where} has no value; give it one with --set {where}=VALUE"
+    if kind == "union_tag_invalid":
+        return f"{where}.{KIND} is {context['tag']!r} but should be one of {context['expected_tags']}"
+    if kind == "union_tag_not_found":
+        return f"{where}.{KIND} has no value; say which with --set {where}.{KIND}=KIND"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{where} is {_shown(error['input'])} but is a section of settings; write them as {where}.NAME"
+    message = error["msg"]
+    for prefix in _PREFIXES:
+        message = message.removeprefix(prefix)
+    wanted = f"should be{message}" if message != error["msg"] and message.startswith(" ") else f"is refused: {message}"
+    return f"{where} is {_shown(error['input'])} but {wanted}"
+
+
+def _check_keys(tree: Mapping[Any, Any], prefix: str, known: set[str], source: str) -> None:
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if key not in known:
+            raise ShoalError(f"{source}: there is no setting {key!r}; the nearest is {nearest(key, known)!r}.")
+        if isinstance(value, Mapping) and any(other.startswith(f"{key}.") for other in known):
+            _check_keys(value, f"{key}.", known, source)
+
+
+def _parse_value(key: str, raw: str) -> Any:
+    try:
+        return yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        raise ShoalError(f"--set {key}={raw} is not a YAML value ({_one_line(error)}); quote it.") from error
+
+
+def _put(tree: Tree, path: Sequence[str], value: Any) -> None:
+    for name in path[:-1]:
+        under = tree.get(name)
+        tree[name] = under if isinstance(under, dict) else {}
+        tree = tree[name]
+    both = isinstance(value, dict) and isinstance(tree.get(path[-1]), dict)
+    tree[path[-1]] = merge(tree[path[-1]], value) if both else value
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,165 @@
+"""The charts of the report as SVG text: inline, without fonts of their own, in the page's light and dark colours.
+
+Nothing that the user's data names is drawn here, only numbers, so there is nothing to escape.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from jobs.report.colours import NOISE_COLOUR
+from jobs.report.data import MapPoints, Pass
+
+MAX_BARS_WITH_NAMES = 24
+MAX_MAP_LABELS = 40
+
+# matplotlib needs a literal colour; these stand for variables of the style sheet, so that dark mode reaches the charts.
+_INK, _MUTED, _LINE, _ACCENT = "#010203", "#010204", "#010205", "#010206"
+_VARIABLES = {_INK: "var(--ink)", _MUTED: "var(--muted)", _LINE: "var(--line)", _ACCENT: "var(--accent)"}
+
+# What matplotlib adds for a file of its own: names that repeat in every figure (hashed ones are referred to and stay),
+# a style for every element of the page, its font, and new windows for links.
+_TIDY = re.compile(
+    r"<metadata>.*?</metadata>|<style.*?</style>| id=\"[a-z0-9.]+_\d+\"| font-family: [^;\"]*;| target=\"_blank\"",
+    re.DOTALL,
+)
+
+_NUMBERS = FuncFormatter(lambda value, _: f"{value:,.10g}".replace("-", "−"))
+
+_STYLE: dict[Any, Any] = {  # matplotlib's type of a name differs from version to version
+    "svg.fonttype": "none",
+    "svg.hashsalt": "shoal",
+    "font.size": 12,
+    "text.color": _INK,
+    "axes.edgecolor": _LINE,
+    "axes.labelcolor": _MUTED,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": _LINE,
+    "xtick.color": _LINE,
+    "ytick.color": _LINE,
+    "xtick.labelcolor": _MUTED,
+    "ytick.labelcolor": _MUTED,
+    "ytick.major.size": 0,
+    "figure.facecolor": "none",
+}
+
+
+def history_chart(history: Sequence[Pass], label: str) -> Markup:
+    """Number of clusters above the objective, over passes that share an axis."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=_inches(460, 300), layout="constrained")
+        above, below = figure.subplots(2, sharex=True)
+        numbers = [step.number for step in history]
+        marker = "o" if len(history) <= 30 else None
+        above.step(numbers, [step.clusters for step in history], where="post", color=_ACCENT, linewidth=2)
+        below.plot(
+            numbers, [step.objective for step in history], color=_ACCENT, linewidth=2, marker=marker, markersize=4
+        )
+        above.set_ylabel("clusters")
+        above.set_ylim(bottom=0)
+        above.yaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+        below.set_ylabel("objective")
+        below.yaxis.set_major_locator(MaxNLocator(4))
+        below.yaxis.set_major_formatter(_NUMBERS)
+        below.set_xlabel("pass")
+        below.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+        return _svg(figure, label)
+
+
+def size_chart(sizes: Mapping[int, int], colour_of: Mapping[int, str], label: str) -> Markup:
+    """Cluster sizes, largest first: named and coloured bars when they are few, an area over ranks when many."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=_inches(460, 240), layout="constrained")
+        axes = figure.subplots()
+        ids = sorted(sizes, key=lambda cluster: (-sizes[cluster], cluster))
+        size_K = np.array([sizes[cluster] for cluster in ids])
+        if len(ids) <= MAX_BARS_WITH_NAMES:
+            _named_bars(axes, ids, size_K, colour_of)
+        else:
+            _ranked(axes, size_K)
+        axes.set_ylabel("images")
+        axes.yaxis.set_major_formatter(_NUMBERS)
+        return _svg(figure, label)
+
+
+def _named_bars(axes: Axes, ids: Sequence[int], size_K: np.ndarray, colour_of: Mapping[int, str]) -> None:
+    axes.bar(range(len(ids)), size_K, color=[colour_of[cluster] for cluster in ids], width=0.72)
+    axes.set_xticks(range(len(ids)), [str(cluster) for cluster in ids])
+    axes.tick_params(axis="x", length=0)
+    axes.set_xlim(-0.6, max(len(ids), 4) - 0.4)  # a single bar does not become a wall
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    axes.set_xlabel("cluster")
+
+
+def _ranked(axes: Axes, size_K: np.ndarray) -> None:
+    axes.fill_between(np.arange(1, len(size_K) + 1), size_K, step="mid", color=_ACCENT, linewidth=0)
+    axes.set_xlim(0.5, len(size_K) + 0.5)
+    axes.set_xlabel("clusters, largest first")
+    if size_K[0] > 50 * size_K[-1]:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+
+
+def map_chart(points: MapPoints, colour_of: Mapping[int, str], linked: Sequence[int], label: str) -> Markup:
+    """Rows in two dimensions. The dots are one embedded PNG, so that size does not grow with them; names stay text.
+
+    The `MAX_MAP_LABELS` largest clusters are named at their medians; those in `linked` lead to their contact sheet.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=_inches(520, 600))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        rows = len(points.x_N)
+        colour_N = [colour_of.get(cluster, NOISE_COLOUR) for cluster in points.cluster_N.tolist()]
+        size = float(np.clip(24_000 / max(rows, 1), 3, 22))
+        axes.scatter(points.x_N, points.y_N, s=size, c=colour_N, alpha=0.8, linewidths=0, rasterized=True)
+        _name_clusters(axes, points, set(linked))
+        return _svg(figure, label, role="group")
+
+
+def _name_clusters(axes: Axes, points: MapPoints, linked: set[int]) -> None:
+    ids_K, size_K = np.unique(points.cluster_N[points.cluster_N >= 0], return_counts=True)
+    for cluster in ids_K[np.argsort(-size_K, kind="stable")][:MAX_MAP_LABELS].tolist():
+        inside_N = points.cluster_N == cluster
+        x, y = np.median(points.x_N[inside_N]), np.median(points.y_N[inside_N])
+        text = axes.text(x, y, str(cluster), ha="center", va="center", fontsize=15, fontweight="bold")
+        if cluster in linked:
+            text.set_url(f"#cluster-{cluster}")
+
+
+def _inches(width_px: int, height_px: int) -> tuple[float, float]:
+    return width_px / 72, height_px / 72  # matplotlib's SVG has 72 units per inch
+
+
+def _svg(figure: Figure, label: str, role: str = "img") -> Markup:
+    """The figure as an `<svg>` element that scales with its column and takes colours and font from the page."""
+    buffer = io.StringIO()
+    figure.savefig(
+        buffer, format="svg", dpi=150, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
+    text = buffer.getvalue()
+    text = _TIDY.sub("", text[text.index("<svg") :])
+    box = re.search(r'viewBox="[^"]*"', text)
+    head = f'<svg {box[0] if box else ""} role="{role}" aria-label="{html.escape(label)}">'
+    text = head + text[text.index(">") + 1 :]
+    for literal, variable in _VARIABLES.items():
+        text = text.replace(literal, variable)
+    return Markup(text)  # noqa: S704 - drawn from numbers, and the label is escaped

@@ -1,0 +1,167 @@
+"""What the templates show: a report's data ordered, cut to size, coloured and drawn.
+
+Text from the data stays plain text here; the templates escape it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from jobs.report import charts, wording
+from jobs.report.colours import NOISE_COLOUR, colours
+from jobs.report.data import Picture, ReportConfig, ReportData, ScoreRow, Sheet, Summary, largest_clusters
+from jobs.report.sheets import Thumbnail, thumbnail
+from jobs.report.tables import columns, count_table, moves_view
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One of the large numbers at the top."""
+
+    name: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True)
+class PictureView:
+    """A picture of a sheet with its thumbnail, or without one where it could not be decoded."""
+
+    picture: Picture
+    thumbnail: Thumbnail | None
+    stray: bool  # labelled, and not as most of its cluster
+
+    @property
+    def described(self) -> str:
+        """Everything known of it, for the tooltip and for readers who do not see it."""
+        parts = [self.picture.key, f"in {self.picture.shard}"]
+        if self.picture.label is not None:
+            parts.append(f"label {self.picture.label}")
+        if self.picture.probability is not None:
+            parts.append(f"probability {wording.percent(self.picture.probability)}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class SheetView:
+    """A sheet in its colour."""
+
+    sheet: Sheet
+    colour: str
+    share: float  # of all images
+    typical: list[PictureView]
+    uncertain: list[PictureView]
+
+    @property
+    def origin(self) -> str | None:
+        """Where the cluster came from, when that is news."""
+        if self.sheet.event is None or self.sheet.event in ("born", "kept"):
+            return None
+        parents = wording.cluster_list(self.sheet.parents)
+        return f"{self.sheet.event} from {parents}" if parents else self.sheet.event
+
+
+def view(data: ReportData, config: ReportConfig) -> dict[str, Any]:
+    """The variables of report.html.j2. Cost: one decode and one resize per picture shown."""
+    colour_of = colours(data.sizes) | {-1: NOISE_COLOUR}
+    sheets = _sheets(data, config, colour_of)
+    pictures = [item for sheet in sheets for item in (*sheet.typical, *sheet.uncertain)]
+    return {
+        "data": data,
+        "figures": figures(data),
+        "charts": _charts(data, colour_of, [sheet.sheet.cluster for sheet in sheets]),
+        "columns": columns(data.scores),
+        "table": count_table(data.contingency) if data.contingency and data.contingency.labels else None,
+        "colour_of": colour_of,
+        "sheets": sheets,
+        "shown": {sheet.sheet.cluster for sheet in sheets},
+        "pictures": any(item.thumbnail for item in pictures),
+        "strays": any(item.stray for item in pictures),
+        "moves": moves_view(data.moves, config.max_moves) if data.moves else None,
+        "rejected": sum(data.summary.rejects.values()),
+        "rejects": data.rejects[: config.max_rejects],
+        "reasons": sorted(data.summary.rejects.items(), key=lambda item: (-item[1], item[0])),
+        "reason_text": wording.REASONS,
+        "byte_range": wording.byte_range,
+    }
+
+
+def figures(data: ReportData) -> list[Figure]:
+    """The large numbers at the top."""
+    summary = data.summary
+    found = f"found in {wording.counted(summary.passes, 'pass', 'passes')}" if summary.passes else summary.algorithm
+    return [
+        Figure("Clusters", wording.count(summary.clusters), found),
+        Figure("Images", wording.count(summary.images), f"{wording.count(summary.dimension)} dimensions each"),
+        _rejected(summary),
+        *_agreement(data.scores[:1]),
+        *_time(summary.seconds),
+    ]
+
+
+def _rejected(summary: Summary) -> Figure:
+    rejected = sum(summary.rejects.values())
+    if not rejected:
+        return Figure("Rejected", "0", "every image was used")
+    share = rejected / (summary.images + rejected)
+    return Figure("Rejected", wording.count(rejected), f"{wording.percent(share)} of what was read")
+
+
+def _time(seconds: Mapping[str, float]) -> list[Figure]:
+    if not seconds:
+        return []
+    slowest = max(seconds, key=lambda step: seconds[step])
+    return [Figure("Time", wording.duration(sum(seconds.values())), f"most of it: {slowest}")]
+
+
+def _agreement(scores: Sequence[ScoreRow]) -> list[Figure]:
+    """The one score that says most: agreement with labels, or separation without them."""
+    for row in scores:
+        if row.nmi is not None:
+            return [
+                Figure("NMI", wording.number(row.nmi), f"ACC {wording.number(row.acc)}, ARI {wording.number(row.ari)}")
+            ]
+        if row.silhouette is not None:
+            return [Figure("Silhouette", wording.number(row.silhouette), "no labels to compare with")]
+    return []
+
+
+def _charts(data: ReportData, colour_of: dict[int, str], linked: list[int]) -> dict[str, Markup]:
+    drawn = {}
+    if data.map is not None and len(data.map.x_N):
+        label = f"Map of {wording.counted(len(data.map.x_N), 'image')}, coloured by cluster"
+        drawn["map"] = charts.map_chart(data.map, colour_of, linked, label)
+    if len(data.history) > 1:
+        first, last = data.history[0], data.history[-1]
+        label = f"From pass {first.number} to {last.number} clusters go from {first.clusters} to {last.clusters}"
+        drawn["history"] = charts.history_chart(data.history, label)
+    if data.sizes:
+        low, high = min(data.sizes.values()), max(data.sizes.values())
+        label = f"Sizes of {wording.counted(len(data.sizes), 'cluster')}, from {low:,} to {high:,} images"
+        drawn["sizes"] = charts.size_chart(data.sizes, colour_of, label)
+    return drawn
+
+
+def _sheets(data: ReportData, config: ReportConfig, colour_of: dict[int, str]) -> list[SheetView]:
+    by_cluster = {sheet.cluster: sheet for sheet in data.sheets}
+    sizes = {cluster: sheet.size for cluster, sheet in by_cluster.items()}
+    ordered = [by_cluster[cluster] for cluster in largest_clusters(sizes, config)]
+    return [
+        SheetView(
+            sheet=sheet,
+            colour=colour_of.get(sheet.cluster, NOISE_COLOUR),
+            share=sheet.size / max(data.summary.images, 1),
+            typical=[_picture(item, sheet, config) for item in sheet.typical[: config.typical]],
+            uncertain=[_picture(item, sheet, config) for item in sheet.uncertain[: config.uncertain]],
+        )
+        for sheet in ordered
+    ]
+
+
+def _picture(picture: Picture, sheet: Sheet, config: ReportConfig) -> PictureView:
+    stray = picture.label is not None and sheet.majority_label is not None and picture.label != sheet.majority_label
+    return PictureView(picture, thumbnail(picture.image, config.thumbnail_px), stray)

@@ -1,0 +1,141 @@
+"""A Dirichlet-process mixture of Gaussians as a Clusterer: K is found by splits and merges.
+
+Every cluster carries two subclusters. A sweep gives each row to its most probable cluster and subcluster, sums the moments
+of the 2K subclusters, and from those alone re-estimates, splits, merges and removes. No state is kept per row.
+
+Shapes: N rows, D dimensions, K clusters, 2 subclusters each. Source: Chang and Fisher (2013) for subcluster splits; hard
+assignments (maximisation-expectation, Kurihara and Welling 2009) in place of sampled labels, so that a sweep is deterministic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from models.clusterer import NOISE, Assignment, DataSummary, Move, Update, check_dim
+from models.dpm.config import DPMConfig
+from models.dpm.prior import NIW, niw_from
+from models.dpm.population import Population, newborn
+from models.dpm.sweep import next_population
+from models.gaussians import Moments, moments_of_sets
+from models.neighbors import kmeans_seeds, nearest
+
+
+@dataclass(frozen=True)
+class DPMStats:
+    """Moments of the 2K subclusters (first and second of cluster 0, of cluster 1, ...). Adds over rows."""
+
+    halves: Moments
+
+    def __add__(self, other: DPMStats) -> DPMStats:
+        return DPMStats(self.halves + other.halves)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {f"halves.{name}": value for name, value in self.halves.tensors().items()}
+
+
+@dataclass(frozen=True)
+class DPM:
+    """The mixture after some sweeps: Gaussians and log weights of clusters and subclusters, and the search's progress.
+
+    `expect` costs O(N (K + 2) D^2) time; `maximize` O(K D^3), independent of N.
+    """
+
+    config: DPMConfig
+    prior: NIW
+    population: Population
+
+    @property
+    def id_K(self) -> Tensor:
+        return self.population.id_K
+
+    @property
+    def dim(self) -> int:
+        return self.prior.dim
+
+    def expect(self, x_ND: Tensor, row_N: Tensor) -> DPMStats:
+        """Moments of the subclusters that the rows fall into. Deterministic: `row_N` is not needed."""
+        check_dim(x_ND, self.dim)
+        cluster_N = self._log_joint(x_ND).argmax(dim=1)
+        half_N = 2 * cluster_N + self._in_second_half(x_ND, cluster_N).long()
+        return DPMStats(moments_of_sets(x_ND, half_N, 2 * len(self.id_K), self.prior.mean_D))
+
+    def maximize(self, stats: DPMStats, rng: torch.Generator) -> Update:
+        """One sweep of the search: deaths, splits, merges, then the posterior mode of what is left."""
+        population, moves, objective = next_population(self.config, self.prior, self.population, stats.halves, rng)
+        change = abs(objective - self.population.objective)
+        still = not any(move.accepted for move in moves) and bool((population.axis_K >= self._axes).all())
+        settled = still and change <= self.config.tolerance * abs(objective)
+        return Update(replace(self, population=population), moves, objective, settled)
+
+    def assign(self, x_ND: Tensor) -> Assignment:
+        """Maximum a posteriori cluster of each row; `score` is the log density of the row in its cluster's Gaussian."""
+        check_dim(x_ND, self.dim)
+        joint_NK = self._log_joint(x_ND)
+        top_N2, index_N2 = joint_NK.topk(min(2, joint_NK.shape[1]), dim=1)
+        best_N = index_N2[:, 0]
+        runner_up_N = self.id_K[index_N2[:, 1]] if index_N2.shape[1] == 2 else torch.full_like(best_N, NOISE)
+        return Assignment(
+            cluster_N=self.id_K[best_N],
+            component_N=best_N,
+            probability_N=(top_N2[:, 0] - joint_NK.logsumexp(dim=1)).exp().float(),
+            runner_up_N=runner_up_N,
+            score_N=(top_N2[:, 0] - self.population.log_weight_K[best_N]).float(),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Prior and population; `load` restores the same model from them."""
+        prior = {
+            "prior.mean_D": self.prior.mean_D,
+            "prior.psi_DD": self.prior.psi_DD,
+            "prior.kappa_nu": torch.tensor([self.prior.kappa, self.prior.nu], dtype=torch.float64),
+        }
+        return prior | self.population.tensors()
+
+    @property
+    def _axes(self) -> int:
+        return min(self.config.axes, self.dim)
+
+    def _log_joint(self, x_ND: Tensor) -> Tensor:
+        return self.population.clusters.log_density(x_ND).add_(self.population.log_weight_K)
+
+    def _in_second_half(self, x_ND: Tensor, cluster_N: Tensor) -> Tensor:
+        """Whether each row is more probable in its cluster's second subcluster; ties go to the first."""
+        second_N = torch.zeros_like(cluster_N, dtype=torch.bool)
+        order_N = torch.argsort(cluster_N, stable=True)
+        start = 0
+        for k, count in enumerate(torch.bincount(cluster_N, minlength=len(self.id_K)).tolist()):
+            rows_n = order_N[start : start + count]
+            if count:
+                pair = slice(2 * k, 2 * k + 2)
+                joint_n2 = self.population.halves[pair].log_density(x_ND[rows_n])
+                joint_n2 += self.population.log_weight_half_H[pair]
+                second_N[rows_n] = joint_n2[:, 1] > joint_n2[:, 0]
+            start += count
+        return second_N
+
+
+def start(config: DPMConfig, data: DataSummary) -> DPM:
+    """The first model: `initial_clusters` k-means cells of the sample (the whole data when it is 1).
+
+    Raises ShoalError when the prior is impossible in this dimension.
+    """
+    prior = niw_from(config, data)
+    if config.initial_clusters == 1:
+        second_DD = data.covariance_DD * data.rows
+        whole = Moments(torch.tensor([float(data.rows)], dtype=torch.float64), torch.zeros(1, data.dim).double(), second_DD[None])
+        return DPM(config, prior, newborn(prior, whole))
+    num_seeds = min(config.initial_clusters, len(data.sample_MD))
+    seed_KD = kmeans_seeds(data.sample_MD, num_seeds, data.seed, restarts=1)
+    cell_M = nearest(data.sample_MD, seed_KD, 1)[1][:, 0]
+    cells = moments_of_sets(data.sample_MD, cell_M, len(seed_KD), prior.mean_D)
+    return DPM(config, prior, newborn(prior, cells[cells.count_K > 0]))
+
+
+def load(config: DPMConfig, tensors: dict[str, Tensor]) -> DPM:
+    """The model that `tensors()` described."""
+    kappa, nu = tensors["prior.kappa_nu"].tolist()
+    prior = NIW(tensors["prior.mean_D"], kappa, nu, tensors["prior.psi_DD"])
+    return DPM(config, prior, Population.from_tensors(prior.mean_D, tensors))

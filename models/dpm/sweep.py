@@ -1,0 +1,156 @@
+"""What one sweep does to the clusters, given the moments of their subclusters: deaths, splits, merges, new parameters.
+
+Shapes: K clusters before the sweep, H = 2K subclusters, P merge candidates. Costs O(K D^3) and never sees a row.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.clusterer import Move
+from models.dpm.config import DPMConfig
+from models.dpm.moves import disjoint_pairs, log_joint, log_split_ratio
+from models.dpm.population import Population, Roster
+from models.dpm.prior import NIW
+from models.gaussians import Moments
+from models.neighbors import nearest_centroids_of
+
+_DRIFT = 0.02  # a cluster whose size has changed by this fraction since its axes were tried deserves a new trial
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """One sweep's view: the living clusters, their two halves, and what is known of each."""
+
+    config: DPMConfig
+    prior: NIW
+    first: Moments
+    second: Moments
+    clusters: Moments
+    old: Population  # restricted to the living
+    rng: torch.Generator
+
+    def accepts(self, log_ratio_P: Tensor) -> Tensor:
+        """Greedy: H > 1. Metropolis: with probability min(1, H)."""
+        if not self.config.metropolis:
+            return log_ratio_P > 0
+        return torch.rand(len(log_ratio_P), generator=self.rng, dtype=torch.float64).log() < log_ratio_P
+
+    def splits(self) -> tuple[Tensor, list[Move]]:
+        """Which clusters split, and every split proposed: those whose subclusters have had time to settle."""
+        ratio_K = log_split_ratio(self.prior, self.config.concentration, self.first, self.second)
+        ripe_K = self.old.age_K + 1 >= self.config.patience
+        large_K = torch.minimum(self.first.count_K, self.second.count_K) >= self.config.min_size
+        split_K = ripe_K & large_K & self.accepts(ratio_K)
+        moves, next_id = [], self.old.next_id
+        for k in torch.nonzero(ripe_K).flatten().tolist():
+            child = (next_id,) if split_K[k] else ()
+            next_id += len(child)
+            why = self._why_split(bool(split_K[k]), bool(large_K[k]), k)
+            moves.append(Move("split", (int(self.old.id_K[k]), *child), float(ratio_K[k]), bool(split_K[k]), why))
+        return split_K, moves
+
+    def _why_split(self, accepted: bool, large: bool, k: int) -> str:
+        first, second = int(self.first.count_K[k]), int(self.second.count_K[k])
+        if not large:
+            return f"halves of {first} and {second} rows: fewer than min_size {self.config.min_size}"
+        return f"halves of {first} and {second} rows are {'likelier apart' if accepted else 'likelier together'}"
+
+    def merges(self, free_K: Tensor) -> tuple[list[tuple[int, int]], list[Move]]:
+        """Pairs that merge, and every merge proposed: each free cluster with its nearest free neighbours."""
+        free = torch.nonzero(free_K).flatten()
+        if len(free) < 2:
+            return [], []
+        pair_P2 = free[_neighbor_pairs(self.clusters.mean_KD[free], self.config.merge_neighbors)]
+        left, right = self.clusters[pair_P2[:, 0]], self.clusters[pair_P2[:, 1]]
+        ratio_P = -log_split_ratio(self.prior, self.config.concentration, left, right)
+        wanted = torch.nonzero(self.accepts(ratio_P)).flatten()
+        chosen = {int(wanted[i]) for i in disjoint_pairs(pair_P2[wanted], ratio_P[wanted])}
+        moves, merged = [], []
+        for p, (a, b) in enumerate(pair_P2.tolist()):
+            keeper, other = (a, b) if self.clusters.count_K[a] >= self.clusters.count_K[b] else (b, a)
+            accepted = p in chosen
+            better = "likelier together" if ratio_P[p] > 0 else "likelier apart"
+            why = better if accepted or ratio_P[p] <= 0 else "one of them has a better merge in this sweep"
+            moves.append(Move("merge", (int(self.old.id_K[keeper]), int(self.old.id_K[other])), float(ratio_P[p]), accepted, why))
+            if accepted:
+                merged.append((keeper, other))
+        return merged, moves
+
+
+def next_population(
+    config: DPMConfig, prior: NIW, old: Population, halves: Moments, rng: torch.Generator
+) -> tuple[Population, list[Move], float]:
+    """The clusters after one sweep, every move proposed in it, and the log joint of the partition it was given.
+
+    An empty cluster dies at once; a split's larger child and a merge's larger parent keep the id.
+    """
+    first, second = halves[torch.arange(0, len(halves.count_K), 2)], halves[torch.arange(1, len(halves.count_K), 2)]
+    living = torch.nonzero(first.count_K + second.count_K > 0).flatten()
+    moves = _deaths(old, first.count_K + second.count_K)
+    first, second, alive = first[living], second[living], old[living]
+    sweep = _Sweep(config, prior, first, second, first + second, alive, rng)
+    split_K, split_moves = sweep.splits()
+    merged, merge_moves = sweep.merges(~split_K)
+    roster = Roster(prior)
+    _keep(roster, sweep, split_K, merged)
+    next_id = _divide(roster, sweep, split_K)
+    for keeper, other in merged:
+        roster.join(int(alive.id_K[keeper]), sweep.clusters[torch.tensor([keeper, other])])
+    objective = log_joint(prior, config.concentration, sweep.clusters)
+    return roster.population(next_id, objective), [*moves, *split_moves, *merge_moves], objective
+
+
+def _deaths(old: Population, count_K: Tensor) -> list[Move]:
+    empty = torch.nonzero(count_K == 0).flatten()
+    return [Move("death", (int(old.id_K[k]),), math.nan, True, "no row is most probable in it") for k in empty.tolist()]
+
+
+def _divide(roster: Roster, sweep: _Sweep, split_K: Tensor) -> int:
+    next_id = sweep.old.next_id
+    for k in torch.nonzero(split_K).flatten().tolist():
+        children = sorted((sweep.first[torch.tensor([k])], sweep.second[torch.tensor([k])]), key=_rows, reverse=True)
+        roster.cut(int(sweep.old.id_K[k]), children[0], axis=0)
+        roster.cut(next_id, children[1], axis=0)
+        next_id += 1
+    return next_id
+
+
+def _rows(moments: Moments) -> float:
+    return float(moments.count_K[0])
+
+
+def _keep(roster: Roster, sweep: _Sweep, split_K: Tensor, merged: list[tuple[int, int]]) -> None:
+    """Clusters that neither split nor merged: subclusters go on, or are cut anew along the next axis when stale."""
+    gone = {k for pair in merged for k in pair} | set(torch.nonzero(split_K).flatten().tolist())
+    axes = min(sweep.config.axes, sweep.prior.dim)
+    for k in range(len(split_K)):
+        if k in gone:
+            continue
+        one = torch.tensor([k])
+        age, axis, tried = int(sweep.old.age_K[k]) + 1, int(sweep.old.axis_K[k]), float(sweep.old.tried_K[k])
+        identity, whole = int(sweep.old.id_K[k]), sweep.clusters[one]
+        if axis >= axes and abs(_rows(whole) - tried) > _DRIFT * tried:
+            roster.cut(identity, whole, axis=0)
+        elif axis + 1 < axes and _stale(sweep, k, age):
+            roster.cut(identity, whole, axis=axis + 1)
+        else:
+            axis = axes if _stale(sweep, k, age) else axis
+            roster.go_on(identity, sweep.first[one], sweep.second[one], age=age, axis=axis, tried=tried)
+
+
+def _stale(sweep: _Sweep, k: int, age: int) -> bool:
+    """Subclusters that had their time without a split, or of which one is empty."""
+    return age >= sweep.config.patience or min(float(sweep.first.count_K[k]), float(sweep.second.count_K[k])) == 0
+
+
+def _neighbor_pairs(mean_KD: Tensor, neighbors: int) -> Tensor:
+    """Unordered pairs of each mean with its nearest others, each pair once, (P, 2) in ascending order."""
+    near_Kn = nearest_centroids_of(mean_KD.float(), min(neighbors, len(mean_KD) - 1))
+    left_P = torch.arange(len(mean_KD)).repeat_interleave(near_Kn.shape[1])
+    pair_P2 = torch.stack([left_P, near_Kn.flatten()], dim=1).sort(dim=1).values
+    return pair_P2.unique(dim=0)

@@ -1,0 +1,136 @@
+"""Lloyd's k-means as a Clusterer: centroids, and the additive statistics that move them.
+
+Shapes: N rows, M sampled rows, D dimensions, K clusters. Cluster k has id k.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from models.clusterer import NOISE, Assignment, DataSummary, Stats, Update, check_dim
+from models.config import Config
+from models.neighbors import kmeans_seeds, squared_distances
+
+
+class KMeansConfig(Config):
+    """k-means with K given."""
+
+    kind: Literal["kmeans"] = "kmeans"
+    clusters: int = Field(ge=1, description="K")
+    restarts: int = Field(
+        10, ge=1, description="seedings of the sample, of which the one with the least inertia is kept"
+    )
+    tolerance: float = Field(1e-6, ge=0, description="relative fall of the inertia that counts as none")
+
+
+@dataclass(frozen=True, eq=False)
+class KMeansStats:
+    """What a pass over rows leaves behind. Adding two equals one pass over both sets of rows."""
+
+    count_K: Tensor  # float64: a float32 sum stops growing near 2**24 rows
+    sum_KD: Tensor  # float64
+    inertia: Tensor  # float64, (): sum of squared distances to the nearest centroid
+
+    def __add__(self, other: KMeansStats) -> KMeansStats:
+        return KMeansStats(self.count_K + other.count_K, self.sum_KD + other.sum_KD, self.inertia + other.inertia)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The summands by name."""
+        return {"count_K": self.count_K, "sum_KD": self.sum_KD, "inertia": self.inertia}
+
+
+@dataclass(frozen=True, eq=False)
+class KMeans:
+    """Centroids minimising the summed squared distance (Lloyd 1982).
+
+    A pass costs O(N K D) time and O(N K) memory per block of N rows. Labels do not depend on how rows are cut into
+    blocks (`neighbors.squared_distances`); a row as near to two centroids belongs to the first.
+    """
+
+    config: KMeansConfig
+    centroid_KD: Tensor  # float64
+    variance: float  # mean squared distance of a row to its centroid, per dimension
+    inertia: float  # of the pass before; inf before the first
+
+    @property
+    def id_K(self) -> Tensor:
+        """0 to K - 1."""
+        return torch.arange(len(self.centroid_KD), device=self.centroid_KD.device)
+
+    @property
+    def dim(self) -> int:
+        """D of the rows that it takes."""
+        return self.centroid_KD.shape[1]
+
+    def expect(self, x_ND: Tensor, row_N: Tensor) -> KMeansStats:
+        """Counts, sums and inertia of the cells that the rows fall into. Deterministic: `row_N` is not needed."""
+        check_dim(x_ND, self.dim)
+        cluster_N = squared_distances(x_ND, self.centroid_KD).argmin(dim=1)
+        count_K = torch.bincount(cluster_N, minlength=len(self.centroid_KD)).double()
+        sum_KD = torch.zeros_like(self.centroid_KD).index_add_(0, cluster_N, x_ND.double())
+        return KMeansStats(count_K, sum_KD, self._squared_distance_to(x_ND, cluster_N).sum())
+
+    def maximize(self, stats: Stats, rng: torch.Generator) -> Update:
+        """Each centroid moves to the mean of its rows; an empty cluster keeps its centroid, so K never changes."""
+        stats = cast(KMeansStats, stats)
+        count_K1, inertia = stats.count_K[:, None], float(stats.inertia)
+        centroid_KD = torch.where(count_K1 > 0, stats.sum_KD / count_K1.clamp_min(1), self.centroid_KD)
+        # sum |x - old|^2 = sum |x - mean|^2 + n |old - mean|^2: the inertia after the move, without another pass.
+        left = inertia - float((count_K1 * (centroid_KD - self.centroid_KD).square()).sum())
+        variance = max(left, 0.0) / max(float(count_K1.sum()) * self.dim, 1.0)
+        settled = not self.inertia - inertia > self.config.tolerance * inertia  # also stops on NaN
+        model = replace(self, centroid_KD=centroid_KD, variance=variance, inertia=inertia)
+        return Update(model, moves=(), objective=-inertia, settled=settled)
+
+    def assign(self, x_ND: Tensor) -> Assignment:
+        """Nearest and second nearest centroid; `score` is the negative squared distance to the nearest.
+
+        k-means is the classification EM of Gaussians with equal weights and one spherical variance (Celeux and Govaert
+        1992), so `probability` is that mixture's posterior, softmax(-d^2 / 2 variance), with the variance that
+        maximises its likelihood: the inertia per row and dimension.
+        """
+        check_dim(x_ND, self.dim)
+        squared_NK = squared_distances(x_ND, self.centroid_KD)
+        least_N1, nearest_N1 = squared_NK.min(dim=1, keepdim=True)
+        odds_NK = (
+            (least_N1 - squared_NK) / max(2 * self.variance, 1e-300)
+        ).exp()  # no variance: ties share, others get 0
+        cluster_N = nearest_N1[:, 0]
+        second_N = squared_NK.scatter(1, nearest_N1, torch.inf).argmin(dim=1)
+        return Assignment(
+            cluster_N=cluster_N,
+            component_N=cluster_N,
+            probability_N=odds_NK.sum(dim=1).reciprocal().float(),
+            runner_up_N=second_N if len(self.centroid_KD) > 1 else torch.full_like(cluster_N, NOISE),
+            score_N=-self._squared_distance_to(x_ND, cluster_N).float(),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Centroids, and the two numbers that a fit continues from."""
+        numbers = torch.tensor([self.variance, self.inertia], dtype=torch.float64)
+        return {"centroid_KD": self.centroid_KD, "variance_inertia": numbers}
+
+    def _squared_distance_to(self, x_ND: Tensor, cluster_N: Tensor) -> Tensor:
+        return (x_ND.double() - self.centroid_KD[cluster_N]).square().sum(dim=1)
+
+
+def start(config: KMeansConfig, data: DataSummary) -> KMeans:
+    """The best of several k-means runs on the sample; passes over all rows continue from it.
+
+    Raises ShoalError when the sample has fewer rows than clusters are asked for.
+    """
+    centroid_KD = kmeans_seeds(data.sample_MD, config.clusters, data.seed, config.restarts)
+    model = KMeans(config, centroid_KD, variance=0.0, inertia=torch.inf)
+    stats = model.expect(data.sample_MD, torch.arange(len(data.sample_MD)))
+    return replace(model, variance=float(stats.inertia) / data.sample_MD.numel())
+
+
+def load(config: KMeansConfig, tensors: dict[str, Tensor]) -> KMeans:
+    """The model that `tensors()` described."""
+    variance, inertia = tensors["variance_inertia"].tolist()
+    return KMeans(config, tensors["centroid_KD"], variance, inertia)

@@ -1,0 +1,46 @@
+"""The only list of clustering algorithms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import Tensor
+
+from models import gmm, kmeans
+from models.clusterer import Clusterer, DataSummary
+from models.config import Config
+from models.gmm import GMMConfig
+from models.kmeans import KMeansConfig
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A Clusterer's settings, its first model, and the way back from its tensors."""
+
+    config: type[Config]
+    start: Callable[[Any, DataSummary], Clusterer]
+    load: Callable[[Any, dict[str, Tensor]], Clusterer]
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "kmeans": Algorithm(KMeansConfig, kmeans.start, kmeans.load),
+    "gmm": Algorithm(GMMConfig, gmm.start, gmm.load),
+}
+
+ClustererConfig = Annotated[KMeansConfig | GMMConfig, Field(discriminator="kind")]
+
+
+def start(config: ClustererConfig, data: DataSummary) -> Clusterer:
+    """The first model of the algorithm that `config` is for.
+
+    Raises ShoalError when the data cannot be fitted with these settings (fewer rows than clusters).
+    """
+    return ALGORITHMS[config.kind].start(config, data)
+
+
+def load(config: ClustererConfig, tensors: dict[str, Tensor]) -> Clusterer:
+    """The model whose `tensors()` these are, fitted with `config`."""
+    return ALGORITHMS[config.kind].load(config, tensors)

@@ -1,0 +1,151 @@
+"""Weights of backbones: read from a file without running code, fetched from a hub without hanging, loaded strictly."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import pickle
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from models.errors import ShoalError
+
+PROBE_TIMEOUT_S = 5.0  # hub clients retry for a minute when the network is absent; one question first is enough
+SHOWN_KEYS = 3
+
+
+class HubUnavailableError(Exception):
+    """The hub does not answer, or has no weights for this model; the message says which."""
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from a .safetensors, .pth, .pt or .bin file; `{"state_dict": …}` and `module.` are unwrapped.
+
+    Raises ShoalError when the file is missing, damaged, or a pickle that asks for more than tensors.
+    """
+    if not path.is_file():
+        raise ShoalError(
+            f"Weights file {path} does not exist; give a .safetensors or .pth file, 'default' or 'random'."
+        )
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ShoalError(
+            f"Weights file {path} cannot be read as tensors only ({_first_line(error)}); "
+            "save the model's state_dict as .safetensors and give that file."
+        ) from error
+    return _unwrap(content, path)
+
+
+def load_strictly(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy `state` into `net`. Raises ShoalError unless names and shapes agree exactly."""
+    have, want = dict(state), net.state_dict()
+    missing, unexpected = sorted(want.keys() - have.keys()), sorted(have.keys() - want.keys())
+    odd = sorted(key for key in want.keys() & have.keys() if want[key].shape != have[key].shape)
+    if missing or unexpected or odd:
+        raise ShoalError(mismatch(source, missing, unexpected, odd))
+    net.load_state_dict(have)
+
+
+def mismatch(source: str, missing: list[str], unexpected: list[str], odd_shapes: list[str]) -> str:
+    """The sentence for weights that belong to another network."""
+    parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", odd_shapes)]
+    found = "; ".join(f"{len(keys)} {what} ({_some(keys)})" for what, keys in parts if keys)
+    return f"Weights from {source} do not fit the backbone: {found}; choose the backbone that they were saved from."
+
+
+def fetch_url(url: str) -> Path:
+    """A weights file behind a URL, from torch's cache when it is there. Raises HubUnavailableError."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if path.is_file():
+        return path
+    _require_answer(url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checksum = torch.hub.HASH_REGEX.search(path.name)
+    with _as_unavailable():
+        torch.hub.download_url_to_file(url, str(path), checksum.group(1) if checksum else None, progress=False)
+    return path
+
+
+def fetch_hub_file(repository: str, filenames: tuple[str, ...]) -> Path:
+    """The first of `filenames` that a Hugging Face repository ("owner/name" or "owner/name@revision") has.
+
+    Looks in the local cache first. Raises HubUnavailableError.
+    """
+    repo, _, revision = repository.partition("@")
+    for filename in filenames:
+        cached = huggingface_hub.try_to_load_from_cache(repo, filename, revision=revision or None)
+        if isinstance(cached, str):
+            return Path(cached)
+    _require_answer(huggingface_hub.hf_hub_url(repo, filenames[0], revision=revision or None))
+    for filename in filenames:
+        with _as_unavailable(), contextlib.suppress(EntryNotFoundError):
+            return Path(huggingface_hub.hf_hub_download(repo, filename, revision=revision or None))
+    raise HubUnavailableError(f"{repository} holds none of {', '.join(filenames)}")
+
+
+def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ShoalError(f"Weights file {path} holds no mapping of names to tensors; save the model's state_dict.")
+    return {str(key).removeprefix("module."): value for key, value in content.items()}
+
+
+def _require_answer(url: str) -> None:
+    """Raise HubUnavailableError unless the host of `url` answers soon (an error page is an answer)."""
+    answers: list[bool] = []
+    # A thread because looking up a name has no timeout of its own.
+    probe = threading.Thread(target=lambda: answers.append(_answers(url)), daemon=True)
+    probe.start()
+    probe.join(PROBE_TIMEOUT_S)
+    if answers != [True]:
+        raise HubUnavailableError(
+            f"no answer from {urllib.request.urlparse(url).netloc} within {PROBE_TIMEOUT_S:.0f} s"
+        )
+
+
+def _answers(url: str) -> bool:
+    try:
+        request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - the URLs are those of torchvision and timm
+        urllib.request.urlopen(request, timeout=PROBE_TIMEOUT_S).close()  # noqa: S310
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _as_unavailable() -> Iterator[None]:
+    """Quietly turn whatever a hub client raises into HubUnavailableError."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    except EntryNotFoundError:
+        raise
+    except Exception as error:  # clients raise OSError, httpx and hub errors, RuntimeError for a wrong checksum
+        raise HubUnavailableError(_first_line(error)) from error
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:SHOWN_KEYS]) + (", …" if len(keys) > SHOWN_KEYS else "")

@@ -1,0 +1,240 @@
+"""The samples table: one row per sample, embeddings and rejects of a shard in the same commit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.tables.delta import Change, Delta, Layout, WrittenFile, conform
+from pipeline.tables.schema import EMBEDDING, OK, REJECTED, SAMPLES, STATUS, Reason, TableError
+
+LAYOUT = Layout(SAMPLES, statistics=("shard", "key", "offset"), partition=STATUS)
+
+
+class TableProperties(BaseModel):
+    """Where the embeddings of a table come from; the same for all its rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dimension: int
+    backbone: str
+    backbone_digest: str
+    l2_normalised: bool
+    preprocessing: dict[str, Any]
+
+    def stored(self) -> dict[str, str]:
+        """As Delta table properties: JSON per field, readable in any Delta tool."""
+        return {name: json.dumps(value, sort_keys=True) for name, value in self.model_dump(mode="json").items()}
+
+    @classmethod
+    def from_stored(cls, stored: Mapping[str, str]) -> TableProperties:
+        """The inverse of `stored`."""
+        return cls.model_validate({name: json.loads(value) for name, value in stored.items()})
+
+
+@dataclass(frozen=True)
+class SampleFile:
+    """A committed data file: rows of exactly one shard, `(shard, key)` unique in the `ok` part."""
+
+    path: str
+    rows: int
+    shard: str
+    bytes: int
+    first_key: str  # smallest and largest key, not those of the first and last row
+    last_key: str
+    first_offset: int | None  # null for imported embeddings
+
+    @property
+    def extent(self) -> tuple[str, str, str, int]:
+        """Which rows these are, whatever the file is called: no two `ok` files of a version share it."""
+        return self.shard, self.first_key, self.last_key, self.rows
+
+    @property
+    def order(self) -> tuple[str, int, str, str, int, str]:
+        """Sorts files by what is in them, so that neither random names nor the order of commits shows."""
+        offset = -1 if self.first_offset is None else self.first_offset
+        return self.shard, offset, self.first_key, self.last_key, self.rows, self.path
+
+
+class SamplesTable:
+    """Picklable; workers call `write`, and the driver calls `commit`."""
+
+    def __init__(self, path: str | Path, properties: TableProperties) -> None:
+        self.path = str(path)
+        self.properties = properties
+        self._delta = Delta(path, LAYOUT)
+
+    @classmethod
+    def create(cls, path: str | Path, properties: TableProperties) -> SamplesTable:
+        """Make the table, or open the one that is there if it has the same properties; TableError if not."""
+        Delta(path, LAYOUT).create(properties.stored())
+        table = cls.open(path)
+        table.require(properties)
+        return table
+
+    @classmethod
+    def open(cls, path: str | Path) -> SamplesTable:
+        """Raises TableError if there is no samples table at `path`."""
+        stored = Delta(path, LAYOUT).properties
+        try:
+            return cls(path, TableProperties.from_stored(stored))
+        except ValueError as error:
+            raise TableError(
+                f"The Delta table at {path} has the properties {sorted(stored)} but a samples table of shoal has "
+                f"{sorted(TableProperties.model_fields)}; give a table that shoal wrote."
+            ) from error
+
+    def require(self, properties: TableProperties) -> None:
+        """Raise TableError unless rows with `properties` may join this table; names both sides of each difference."""
+        here, there = self.properties.model_dump(), properties.model_dump()
+        differences = [f"{name} {here[name]!r} against {there[name]!r}" for name in here if here[name] != there[name]]
+        if differences:
+            raise TableError(
+                f"The table at {self.path} and the new rows differ: {', '.join(differences)}; "
+                "use the table's settings, or write to a new table."
+            )
+
+    @property
+    def version(self) -> int:
+        """The newest committed version."""
+        return self._delta.version
+
+    def files(self, status: str = OK, version: int | None = None) -> list[SampleFile]:
+        """Data files in canonical order: by shard, offset and key, however they were committed. From the log alone."""
+        files = [_sample_file(file) for file in self._delta.files(version) if file.partition == status]
+        return sorted(files, key=lambda file: file.order)
+
+    def done_shards(self, version: int | None = None) -> set[str]:
+        """Shards with rows of either status. From the statistics in the log, so O(files) and no data is read."""
+        return {_sample_file(file).shard for file in self._delta.files(version)}
+
+    def count(self, status: str = OK, version: int | None = None) -> int:
+        """Rows, from the log alone."""
+        return sum(file.rows for file in self._delta.files(version) if file.partition == status)
+
+    def write(self, table: pa.Table, status: str = OK) -> WrittenFile:
+        """Write rows of one shard, in the order given, to a file that no reader sees before `commit`.
+
+        `table` has columns SAMPLES; nullable ones may be absent. Raises TableError unless all rows are of one shard
+        and, for `ok`, every embedding is finite and of the table's dimension; for `rejected`, every reason is a Reason.
+        """
+        rows = conform(table, SAMPLES)
+        shards = pc.unique(rows["shard"]).to_pylist()
+        if len(shards) != 1:
+            raise TableError(f"A data file holds rows of exactly one shard but {len(shards)} were given: {shards[:3]}.")
+        if status == OK:
+            self._check_embeddings(rows)
+        else:
+            _check_reasons(rows)
+        return self._delta.write(rows, status)
+
+    def commit(
+        self,
+        files: Sequence[WrittenFile],
+        transaction: tuple[str, int] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> int:
+        """Make all `files` visible at once, and return the version that has them.
+
+        All files of a shard, of both statuses, belong into the same commit: a shard is done when it has any row. Two
+        writers of the same shard therefore cannot both win: whoever is second finds the shard done, on the very state
+        of the log that it would commit on, and gets a TableError. With a `transaction` (application, number) that the
+        log already has, or a higher number of it, nothing is committed: a retry after a crash is one commit.
+        """
+        shards = {_sample_file(file).shard for file in files}
+
+        def plan(present: list[WrittenFile]) -> Change:
+            _refuse_done(shards, {_sample_file(file).shard for file in present})
+            return Change(files, metadata=metadata or {})
+
+        return self._delta.commit(plan, transaction)
+
+    def discard(self, files: Sequence[WrittenFile]) -> None:
+        """Delete files that were written and will not be committed."""
+        self._delta.discard(files)
+
+    def read(self, file: SampleFile, columns: Sequence[str] | None = None) -> pa.Table:
+        """Rows of one file in their order; TableError if the file is gone or damaged."""
+        return self._delta.read(file.path, file.rows, columns)
+
+    def rejects(self, version: int | None = None) -> pa.Table:
+        """All rejected rows, in canonical order of their files."""
+        tables = [self.read(file) for file in self.files(REJECTED, version)]
+        return pa.concat_tables(tables) if tables else SAMPLES.empty_table()
+
+    def _check_embeddings(self, rows: pa.Table) -> None:
+        x_ND = embedding_matrix(rows)
+        if x_ND.shape[1] != self.properties.dimension:
+            raise TableError(
+                f"Embeddings are {x_ND.shape[1]}-d but the table at {self.path} holds {self.properties.dimension}-d; "
+                "use the table's backbone, or write to a new table."
+            )
+        if not np.isfinite(x_ND).all():
+            raise TableError(f"An ok row has NaN or infinity in it; reject it as {Reason.non_finite_embedding}.")
+
+
+def embedding_matrix(table: pa.Table) -> np.ndarray:
+    """The `embedding` column as float32 (N, D): a read-only view of the Arrow buffer, copied only if in several chunks.
+
+    Raises TableError if an embedding is null, or the embeddings have different lengths.
+    """
+    blocks = [_matrix(chunk) for chunk in table["embedding"].chunks if len(chunk)]
+    if not blocks:
+        return np.empty((0, 0), np.float32)
+    if len({block.shape[1] for block in blocks}) > 1:
+        raise TableError(f"Embeddings have different lengths: {sorted({block.shape[1] for block in blocks})}.")
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def embedding_array(x_ND: np.ndarray) -> pa.ListArray:
+    """Rows of a float32 matrix as a list array over the same buffer (no copy if contiguous). N · D < 2³¹."""
+    rows, dimension = x_ND.shape
+    offsets = np.arange(rows + 1, dtype=np.int64) * dimension
+    if offsets[-1] >= 2**31:
+        raise TableError(f"{rows} × {dimension} values do not fit one list array (2³¹); write fewer rows per file.")
+    values = pa.array(np.ascontiguousarray(x_ND, dtype=np.float32).reshape(-1))
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values, type=EMBEDDING)
+
+
+def _matrix(chunk: pa.ListArray) -> np.ndarray:
+    offsets = chunk.offsets.to_numpy()
+    lengths = np.diff(offsets)
+    if chunk.null_count or (lengths != lengths[0]).any():
+        found = "null" if chunk.null_count else f"{lengths.min()} to {lengths.max()} long"
+        raise TableError(f"Embeddings must all be equally long and not null, but some are {found}.")
+    values = chunk.values.slice(offsets[0], offsets[-1] - offsets[0])
+    return np.asarray(values.to_numpy(zero_copy_only=values.null_count == 0).reshape(len(chunk), -1))
+
+
+def _refuse_done(shards: set[str], done: set[str]) -> None:
+    lost = sorted(shards & done)
+    if lost:
+        raise TableError(
+            f"This writer lost a race: {len(lost)} of {len(shards)} shards were committed by another one, first "
+            f"{lost[0]}; nothing was added, run again to continue with what is left."
+        )
+
+
+def _check_reasons(rows: pa.Table) -> None:
+    unknown = set(pc.unique(rows["reason"]).to_pylist()) - set(Reason)
+    if unknown:
+        raise TableError(f"A rejected row has the reason {sorted(map(str, unknown))}; expected one of {list(Reason)}.")
+
+
+def _sample_file(file: WrittenFile) -> SampleFile:
+    first, last = file.minimum["shard"], file.maximum["shard"]
+    if first is None or first != last or file.rows is None:
+        raise TableError(
+            f"Data file {file.path} has shards {first} to {last} in the log but must have exactly one; "
+            "the table was changed by another tool: restore an earlier version."
+        )
+    offset = file.minimum["offset"]
+    return SampleFile(file.path, file.rows, first, file.size, file.minimum["key"], file.maximum["key"], offset)
