@@ -1,44 +1,295 @@
 """The command `shoal`: arguments to jobs, and nothing else. What a command needs is imported when it is called."""
+# ruff: noqa: PLC0415, PLR0917
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from jobs.outcome import sentences
+from jobs.outcome import Missed, sentences
+from models.errors import ShoalError
 
 if TYPE_CHECKING:
     from jobs.config import RunConfig
+    from jobs.figures import Figures
     from jobs.steps import Job
 
 
 class _Commands(TyperGroup):
-    """The commands in the order they are written here, with errors as sentences."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(self.commands)
+    """Commands whose errors are sentences."""
 
     def invoke(self, ctx: Any) -> Any:
         with sentences():
             return super().invoke(ctx)
 
 
+_PLAIN: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "rich_markup_mode": None}
 app = typer.Typer(
     cls=_Commands,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
     help="Clusters very large image collections when nobody knows how many clusters there are.",
+    pretty_exceptions_enable=False,
+    **_PLAIN,
 )
-config_app = typer.Typer(no_args_is_help=True, help="Settings: as they are resolved, or as a JSON schema.")
-app.add_typer(config_app, name="config")
+config_app = typer.Typer(help="The settings: as they are resolved, or as a JSON schema.", **_PLAIN)
+_NONE: list[str] = []  # never changed: typer makes a list per call
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="YAML file of settings.")]
 Sets = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="One setting by its dotted key; repeatable.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done and do nothing.")]
-Json = Annotated[Path | None, typer.Option("--json", metavar="PATH", help="Write the figures as JSON, too.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="PATH", help="Also write the figures as JSON.")]
+Rejects = Annotated[
+    float | None,
+    typer.Option(
+        "--max-reject-fraction", metavar="X", help="Exit with 1 when more than X of the samples are rejected."
+    ),
+]
 Table = Annotated[str, typer.Argument(metavar="TABLE", help="Folder of a table, or of a run.")]
-Name = Annotated[str | None, typer.Option("--name", help="Name of the clustering; by default its algorithm's.")]
+Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Which clustering of the table.")]
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        str, typer.Option("--output", metavar="DIR", help="Where shards, table and report go.")
+    ] = "shoal-demo",
+    config: ConfigFile = None,
+    sets: Sets = _NONE,
+    dry_run: DryRun = False,
+    json: Json = None,
+) -> None:
+    """Cluster 1,797 handwritten digits, from images to a report."""
+    from jobs.demo import Demo
+
+    _carry_out(lambda settings: Demo(output, settings), config or Path("digits"), sets, dry_run, json)
+
+
+@app.command()
+def run(
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="Folder of images, folder of shards, or shard URLs.")],
+    output: Annotated[str, typer.Option("--output", metavar="DIR", help="Where shards, table and report go.")],
+    max_reject_fraction: Rejects = None,
+    config: ConfigFile = None,
+    sets: Sets = _NONE,
+    dry_run: DryRun = False,
+    json: Json = None,
+) -> None:
+    """The whole job: shards, embeddings, clusters without K, scores and a report. Continues where it stopped."""
+    from jobs.run import Run
+
+    sets = [*sets, *_reject_setting(max_reject_fraction)]
+    _carry_out(lambda settings: Run(source, output, settings), config, sets, dry_run, json)
+
+
+@app.command()
+def shards(
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="Folder of images; its sub-folders are labels.")],
+    output: Annotated[str, typer.Option("--output", metavar="DIR", help="Folder of the shards.")],
+    config: ConfigFile = None,
+    sets: Sets = _NONE,
+    dry_run: DryRun = False,
+    json: Json = None,
+) -> None:
+    """Pack a folder of images into WebDataset shards."""
+    from jobs.shards import Shards
+
+    _carry_out(lambda settings: Shards(source, output, settings), config, sets, dry_run, json)
+
+
+@app.command()
+def extract(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Folders of shards, shards, or their URLs.")],
+    output: Annotated[str, typer.Option("--output", metavar="TABLE", help="Folder of the table.")],
+    max_reject_fraction: Rejects = None,
+    config: ConfigFile = None,
+    sets: Sets = _NONE,
+    dry_run: DryRun = False,
+    json: Json = None,
+) -> None:
+    """Embed the images of shards into a table."""
+    from jobs.extract import Extract
+
+    sets = [*sets, *_reject_setting(max_reject_fraction)]
+    _carry_out(lambda settings: Extract(tuple(inputs), output, settings), config, sets, dry_run, json)
+
+
+@app.command()
+def cluster(
+    table: Table,
+    name: Name = None,
+    config: ConfigFile = None,
+    sets: Sets = _NONE,
+    dry_run: DryRun = False,
+    json: Json = None,
+) -> None:
+    """Find clusters, and how many there are, in a table of embeddings."""
+    from jobs.cluster import Cluster
+
+    _carry_out(lambda settings: Cluster(table, name, settings), config, sets, dry_run, json)
+
+
+@app.command()
+def assign(
+    table: Table,
+    artifact: Annotated[Path | None, typer.Option("--artifact", metavar="PATH", help="Fitted model to use.")] = None,
+    name: Name = None,
+    config: ConfigFile = None,
+    sets: Sets = _NONE,
+    dry_run: DryRun = False,
+    json: Json = None,
+) -> None:
+    """Give rows that came after a fit their clusters, by the model that was fitted."""
+    from jobs.assign import Assign
+
+    _carry_out(lambda settings: Assign(table, artifact, name, settings), config, sets, dry_run, json)
+
+
+@app.command()
+def evaluate(
+    table: Table,
+    name: Name = None,
+    config: ConfigFile = None,
+    sets: Sets = _NONE,
+    dry_run: DryRun = False,
+    json: Json = None,
+) -> None:
+    """Score the clusterings of a table, against labels where it has them."""
+    from jobs.evaluate import Evaluate
+
+    _carry_out(lambda settings: Evaluate(table, name, settings), config, sets, dry_run, json)
+
+
+@app.command()
+def report(
+    table: Table,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="The HTML file; TABLE's folder if not given.")
+    ] = None,
+    name: Name = None,
+    config: ConfigFile = None,
+    sets: Sets = _NONE,
+    dry_run: DryRun = False,
+    json: Json = None,
+) -> None:
+    """Write the report of a clustering: one HTML file with its images."""
+    from jobs.reporting import Report
+
+    _carry_out(lambda settings: Report(table, output, name, settings), config, sets, dry_run, json)
+
+
+@app.command()
+def show(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A table, a run's folder, an artifact or a shard.")],
+    json: Json = None,
+) -> None:
+    """What is this table or artifact: versions, rows, dimension, lineage, sizes."""
+    from jobs.show import Show
+
+    _run_now(Show(path), json)
+
+
+@app.command("import")
+def import_(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help=".npy, .npz, .parquet, .arrow or .safetensors")
+    ],
+    output: Annotated[str, typer.Option("--output", metavar="TABLE", help="Folder of the table.")],
+    config: ConfigFile = None,
+    sets: Sets = _NONE,
+    dry_run: DryRun = False,
+    json: Json = None,
+) -> None:
+    """Bring embeddings made elsewhere into a table."""
+    from jobs.importing import Import
+
+    _carry_out(lambda settings: Import(tuple(files), output, settings), config, sets, dry_run, json)
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile = None, sets: Sets = _NONE) -> None:
+    """The settings as a run would use them, as YAML."""
+    from jobs.settings import as_resolved
+
+    typer.echo(as_resolved(config, sets), nl=False)
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """What settings there are, as a JSON schema."""
+    from jobs.settings import as_schema
+
+    typer.echo(as_schema(), nl=False)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(metavar="list|NAME")],
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="PATH", help="The data, if not in its usual place.")
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Run a benchmark: both sides of a comparison, a table, and last one JSON line. `list` names them."""
+    from jobs.bench import registry
+
+    if name == "list":
+        _finish(registry.listing(), json)
+        return
+    from jobs.screen import progress
+
+    benchmark = registry.find(name)
+    with progress() as on_progress:
+        result = benchmark.run(data, on_progress)
+    _finish(result.figures, json)
+    typer.echo(registry.json_line(benchmark, result))
+    if not result.holds:
+        raise Missed(f"{name} misses its bar ({benchmark.bar}): it reached {result.value:.4g}.")
+
+
+def _carry_out(
+    job: Callable[[RunConfig], Job], file: Path | None, sets: list[str], dry_run: bool, json: Path | None
+) -> None:
+    from jobs.config import resolve
+    from jobs.steps import planned
+
+    settings = resolve(file, sets)
+    if dry_run:
+        _finish(planned(job(settings), settings), json)
+    else:
+        _run_now(job(settings), json)
+
+
+def _run_now(job: Job, json: Path | None) -> None:
+    from jobs.screen import progress
+
+    if json is not None and not json.absolute().parent.is_dir():
+        raise ShoalError(f"--json {json} is in a folder that does not exist; make {json.absolute().parent} first.")
+    with progress() as on_progress:
+        figures = job.run(on_progress)
+    _finish(figures, json)
+
+
+def _finish(figures: Figures, json: Path | None) -> None:
+    from jobs.figures import write_json
+    from jobs.screen import show as show_figures
+
+    show_figures(figures)
+    if json is not None:
+        write_json(figures, json)
+    if figures.shortfall:
+        raise Missed(figures.shortfall)
+
+
+def _reject_setting(fraction: float | None) -> list[str]:
+    return [] if fraction is None else [f"max_reject_fraction={fraction}"]
+
+
+app.add_typer(config_app, name="config")
+
+
+def main() -> None:
+    """Where the command starts."""
+    app(prog_name="shoal")

@@ -33,10 +33,14 @@ class RunConfig(Config):
     decode: DecodeConfig = Field(default_factory=DecodeConfig)
     backbone: BackboneConfig = Field(default_factory=BackboneConfig)
     cluster: FitConfig = Field(default_factory=FitConfig)
-    baseline: bool = Field(True, description="also run k-means given the true number of clusters, for comparison")
+    baseline: bool = Field(
+        default=True, description="also run k-means given the true number of clusters, for comparison"
+    )
     report: ReportConfig = Field(default_factory=ReportConfig)
     ray: RayConfig = Field(default_factory=RayConfig)
-    max_reject_fraction: float = Field(0.05, ge=0, le=1, description="of samples; above it a run ends with exit code 1")
+    max_reject_fraction: float = Field(
+        default=0.05, ge=0, le=1, description="of samples; above it a run ends with exit code 1"
+    )
 
 
 def resolve(file: Path | None = None, sets: Sequence[str] = ()) -> RunConfig:

@@ -29,11 +29,11 @@ class RayConfig(Config):
     """Where tasks run. A Ray is never joined because it happens to be there: only by `address` or RAY_ADDRESS."""
 
     address: str | None = Field(
-        None, description="cluster to join; `local` for a Ray of our own; null for RAY_ADDRESS if set, else `local`"
+        default=None, description="cluster to join; `local`: a Ray of our own; null: RAY_ADDRESS if set, else `local`"
     )
-    num_cpus: int | None = Field(None, ge=1, description="CPU slots of a local Ray; null for what the machine has")
+    num_cpus: int | None = Field(default=None, ge=1, description="CPU slots of a local Ray; null: what the machine has")
     object_store_bytes: int | None = Field(
-        None, ge=80_000_000, description="object store of a local Ray; null for 15 % of memory, at most 2 GB"
+        default=None, ge=80_000_000, description="object store of a local Ray; null: 15 % of memory, at most 2 GB"
     )
 
 

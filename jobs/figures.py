@@ -26,6 +26,7 @@ class Figures:
     title: str
     values: Mapping[str, Value]
     tables: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    shortfall: str = ""  # a sentence if the work is done but less than was asked for; the command then exits with 1
 
     def document(self) -> dict[str, Any]:
         """The same figures as plain JSON values; what is not finite becomes null."""

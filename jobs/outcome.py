@@ -6,18 +6,22 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import typer
 
 from models.errors import ShoalError
 
-if TYPE_CHECKING:
-    from pydantic import ValidationError
-
 MISSED, REFUSED, INTERRUPTED = 1, 2, 130
+_PROBLEMS: dict[type[OSError], str] = {
+    FileNotFoundError: "does not exist",
+    PermissionError: "may not be read or written by this user",
+    IsADirectoryError: "is a folder, not a file",
+    NotADirectoryError: "is not a folder",
+    FileExistsError: "exists already",
+}
 
 
 class Missed(Exception):  # noqa: N818  not an error: everything asked for was done
@@ -26,7 +30,7 @@ class Missed(Exception):  # noqa: N818  not an error: everything asked for was d
 
 @contextmanager
 def sentences() -> Iterator[None]:
-    """Turn what users can put right into a sentence and an exit code; anything else is a defect and keeps its traceback."""
+    """Turn what users can put right into a sentence and an exit code; what is a defect keeps its traceback."""
     try:
         yield
     except KeyboardInterrupt:
@@ -42,30 +46,25 @@ def sentences() -> Iterator[None]:
 
 def explain(error: Exception) -> str | None:
     """The sentence for an error that the user can put right, None for a defect of shoal."""
-    from pydantic import ValidationError  # noqa: PLC0415  importing it costs a third of `shoal --help`
+    # Imported when something went wrong, so that `shoal --help` need not wait for them.
+    from pydantic import ValidationError  # noqa: PLC0415
 
-    from pipeline.tables.schema import TableError
+    from jobs.overrides import explain as explain_setting  # noqa: PLC0415
+    from pipeline.tables.schema import TableError  # noqa: PLC0415
 
     if isinstance(error, ShoalError | TableError):
         return str(error)
     if isinstance(error, ValidationError):
-        from jobs.overrides import explain as explain_setting
-
         return explain_setting(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        return _file_problem(error)
-    return None
+    return _file_problem(error) if isinstance(error, OSError) else None
 
 
-def _file_problem(error: OSError) -> str:
-    problems = {
-        FileNotFoundError: "does not exist",
-        PermissionError: "may not be read or written by this user",
-        IsADirectoryError: "is a folder, not a file",
-        NotADirectoryError: "is not a folder",
-        FileExistsError: "exists already",
-    }
-    problem = problems.get(type(error), (error.strerror or str(error)).lower())
+def _file_problem(error: OSError) -> str | None:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "The disk is full; free some space, and the same command continues from what is committed."
+    if error.filename is None:
+        return None
+    problem = _PROBLEMS.get(type(error), (error.strerror or str(error)).lower())
     return f"{error.filename} {problem}; check the path and its owner."
 
 

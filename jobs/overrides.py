@@ -87,8 +87,8 @@ def explain(error: ValidationError, tree: Tree | None = None) -> str:
     """One sentence: which setting, its value, what was expected."""
     first, *others = error.errors(include_url=False)
     where = dotted(first["loc"], tree) or error.title
-    more = f" ({len(others)} more settings are wrong)" if others else ""
-    return f"{_problem(first, where)}{more}."
+    more = f" (and {len(others)} more like it)" if others else ""
+    return f"{_problem(first, where, tree)}{more}."
 
 
 def dotted(location: Sequence[str | int], tree: Tree | None) -> str:
@@ -104,10 +104,10 @@ def dotted(location: Sequence[str | int], tree: Tree | None) -> str:
     return ".".join(parts)
 
 
-def _problem(error: Any, where: str) -> str:
+def _problem(error: Any, where: str, tree: Tree | None) -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"{where} is not a setting of this section as it is configured; see `shoal config show`"
+        return _not_of_this_kind(where, tree)
     if kind == "missing":
         return f"{where} has no value; give it one with --set {where}=VALUE"
     if kind == "union_tag_invalid":
@@ -121,6 +121,16 @@ def _problem(error: Any, where: str) -> str:
         message = message.removeprefix(prefix)
     wanted = f"should be{message}" if message != error["msg"] and message.startswith(" ") else f"is refused: {message}"
     return f"{where} is {_shown(error['input'])} but {wanted}"
+
+
+def _not_of_this_kind(where: str, tree: Tree | None) -> str:
+    """The key exists, or it would have been refused before: but another kind of this section has it."""
+    section, _, name = where.rpartition(".")
+    node: Any = tree
+    for part in section.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    kind = node.get(KIND) if isinstance(node, Mapping) else None
+    return f"{section} of kind {kind!r} has no setting {name!r}; leave it out, or choose a {section}.{KIND} that has it"
 
 
 def _check_keys(tree: Mapping[Any, Any], prefix: str, known: set[str], source: str) -> None:

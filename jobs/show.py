@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.figures import Figures, Value
+from jobs.figures import Figures, Row, Value
 from jobs.steps import Step
 from models.errors import ShoalError
 from pipeline.ingest.names import is_shard
@@ -57,7 +57,7 @@ def _table(path: Path) -> Figures:
         for name, generations in found["clusterings"].items()
         for generation in generations
     ]
-    artifacts = [{"artifact": each["name"], "size_bytes": each["bytes"]} for each in found["artifacts"]]
+    artifacts: list[Row] = [{"artifact": each["name"], "size_bytes": each["bytes"]} for each in found["artifacts"]]
     return Figures("show", values, {"generations": lineage, "artifacts_of_this_table": artifacts})
 
 
@@ -77,7 +77,7 @@ def _artifact(path: Path) -> Figures:
     artifact = read_artifact(path)
     values: dict[str, Value] = {"path": str(path), "kind": f"artifact: {artifact.kind}", "digest": artifact.digest}
     values |= {name: value for name, value in artifact.manifest.items() if isinstance(value, str | int | float)}
-    tensors = [
+    tensors: list[Row] = [
         {"tensor": name, "shape": " × ".join(map(str, tensor.shape)), "type": str(tensor.dtype), "bytes": tensor.nbytes}
         for name, tensor in artifact.tensors.items()
     ]
@@ -102,6 +102,5 @@ def _shard(shard: str) -> Figures:
         "size_bytes": summary.size,
         "checksum": summary.checksum,
     }
-    return Figures(
-        "show", values, {"images_by_extension": [dict(extension=e, images=n) for e, n in extensions.items()]}
-    )
+    rows: list[Row] = [{"extension": extension, "images": images} for extension, images in extensions.items()]
+    return Figures("show", values, {"images_by_extension": rows})

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from jobs.config import RunConfig, digest
 from jobs.figures import Figures
 from pipeline.progress import Progress
 
@@ -37,3 +38,8 @@ class Job(Protocol):
     def run(self, on_progress: Progress) -> Figures:
         """Do what is not done yet, and return the figures of all of it."""
         ...
+
+
+def planned(job: Job, config: RunConfig) -> Figures:
+    """The plan of a job as figures; nothing is done."""
+    return Figures("plan", {"config_digest": digest(config)}, {"steps": [asdict(step) for step in job.plan()]})

@@ -20,11 +20,9 @@ from torch.nn import functional
 
 from models.config import Config
 from models.errors import ShoalError
-from models.networks import Library, Lite0, Network, Pixels, Timm, Torchvision
+from models.networks import LIBRARIES, Library, Network
 from models.preprocessing import Preprocessing
 from models.weights import HubUnavailableError, read_state_dict
-
-LIBRARIES: dict[str, Library] = {"": Pixels(), "torchvision/": Torchvision(), "timm/": Timm(), "pypi/": Lite0()}
 
 
 class BackboneConfig(Config):
@@ -100,7 +98,7 @@ def load_backbone(config: BackboneConfig, device: str = "cpu") -> Backbone:
     library, name = _find(config.name)
     network = _build(library, name, config)
     weights = _load_weights(library, name, network, config)
-    net = network.net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    net = network.net.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
     pixels = _with_grey(network.preprocessing, config)
     return Backbone(
         name=config.name,

@@ -30,9 +30,7 @@ class Moments:
     second_KDD: Tensor
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(
-            self.count_K + other.count_K, self.sum_KD + other.sum_KD, self.second_KDD + other.second_KDD
-        )
+        return Moments(self.count_K + other.count_K, self.sum_KD + other.sum_KD, self.second_KDD + other.second_KDD)
 
     def __getitem__(self, index: Tensor) -> Moments:
         return Moments(self.count_K[index], self.sum_KD[index], self.second_KDD[index])
@@ -99,7 +97,8 @@ def factorize(covariance_KDD: Tensor) -> Tensor:
 
 def log_determinant(chol_KDD: Tensor) -> Tensor:
     """Log determinant of each factorised matrix."""
-    return 2 * chol_KDD.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+    root_KD: Tensor = chol_KDD.diagonal(dim1=-2, dim2=-1)
+    return 2 * root_KD.log().sum(dim=-1)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ class Preprocessing(Config):
         shape = [self.size, self.size]
         if self.fit == "squash":
             return self._scale(image_CHW, shape).contiguous()
-        return image_ops.center_crop(self._scale(_without_excess(image_CHW), [self.resize]), shape).contiguous()
+        scaled_CHW = self._scale(_without_excess(image_CHW), [self.resize])
+        return _centre(scaled_CHW, shape).contiguous()
 
     def normalise(self, image_BCHW: Tensor) -> Tensor:
         """Float32 input of the network: pixels scaled to [0, 1], then (pixel − mean) / std per channel."""
@@ -54,7 +55,7 @@ class Preprocessing(Config):
 
 
 def grey_levels(image_3HW: Tensor) -> Tensor:
-    """Luma (ITU-R BT.601) in 16-bit fixed point, uint8 (1, H, W); weights sum to 1, so grey pixels stay what they are."""
+    """Luma (ITU-R BT.601) in 16-bit fixed point, uint8 (1, H, W); weights sum to 1: grey pixels stay as they are."""
     red, green, blue = image_3HW.int().unbind(0)
     return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).to(torch.uint8)[None]
 
@@ -62,5 +63,9 @@ def grey_levels(image_3HW: Tensor) -> Tensor:
 def _without_excess(image_CHW: Tensor) -> Tensor:
     height, width = image_CHW.shape[-2:]
     limit = MAX_ASPECT * min(height, width)
-    cut_CHW: Tensor = image_ops.center_crop(image_CHW, [min(height, limit), min(width, limit)])
-    return cut_CHW
+    return _centre(image_CHW, [min(height, limit), min(width, limit)])
+
+
+def _centre(image_CHW: Tensor, shape: list[int]) -> Tensor:
+    cropped_CHW: Tensor = image_ops.center_crop(image_CHW, shape)
+    return cropped_CHW

@@ -12,6 +12,8 @@ from torch import Tensor
 from models import gmm, kmeans
 from models.clusterer import Clusterer, DataSummary
 from models.config import Config
+from models.dpm import mixture as dpm
+from models.dpm.config import DPMConfig
 from models.gmm import GMMConfig
 from models.kmeans import KMeansConfig
 
@@ -28,9 +30,10 @@ class Algorithm:
 ALGORITHMS: dict[str, Algorithm] = {
     "kmeans": Algorithm(KMeansConfig, kmeans.start, kmeans.load),
     "gmm": Algorithm(GMMConfig, gmm.start, gmm.load),
+    "dpm": Algorithm(DPMConfig, dpm.start, dpm.load),
 }
 
-ClustererConfig = Annotated[KMeansConfig | GMMConfig, Field(discriminator="kind")]
+ClustererConfig = Annotated[KMeansConfig | GMMConfig | DPMConfig, Field(discriminator="kind")]
 
 
 def start(config: ClustererConfig, data: DataSummary) -> Clusterer:

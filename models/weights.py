@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import huggingface_hub
 import torch
@@ -111,9 +112,7 @@ def _require_answer(url: str) -> None:
     probe.start()
     probe.join(PROBE_TIMEOUT_S)
     if answers != [True]:
-        raise HubUnavailableError(
-            f"no answer from {urllib.request.urlparse(url).netloc} within {PROBE_TIMEOUT_S:.0f} s"
-        )
+        raise HubUnavailableError(f"no answer from {urlsplit(url).netloc} within {PROBE_TIMEOUT_S:.0f} s")
 
 
 def _answers(url: str) -> bool:

@@ -35,7 +35,12 @@ _TIDY = re.compile(
     re.DOTALL,
 )
 
-_NUMBERS = FuncFormatter(lambda value, _: f"{value:,.10g}".replace("-", "−"))
+
+def _short(value: float, _: int | None = None) -> str:
+    """A tick's number, in millions or thousand millions when it is that large."""
+    size, unit = next(((size, unit) for size, unit in ((1e9, " bn"), (1e6, " M")) if abs(value) >= size), (1.0, ""))
+    return f"{value / size:,.10g}{unit}".replace("-", "−")
+
 
 _STYLE: dict[Any, Any] = {  # matplotlib's type of a name differs from version to version
     "svg.fonttype": "none",
@@ -77,7 +82,7 @@ def history_chart(history: Sequence[Pass], label: str) -> Markup:
         above.yaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
         below.set_ylabel("objective")
         below.yaxis.set_major_locator(MaxNLocator(4))
-        below.yaxis.set_major_formatter(_NUMBERS)
+        below.yaxis.set_major_formatter(FuncFormatter(_short))
         below.set_xlabel("pass")
         below.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
         return _svg(figure, label)
@@ -95,7 +100,7 @@ def size_chart(sizes: Mapping[int, int], colour_of: Mapping[int, str], label: st
         else:
             _ranked(axes, size_K)
         axes.set_ylabel("images")
-        axes.yaxis.set_major_formatter(_NUMBERS)
+        axes.yaxis.set_major_formatter(FuncFormatter(_short))
         return _svg(figure, label)
 
 
@@ -121,7 +126,7 @@ def _ranked(axes: Axes, size_K: np.ndarray) -> None:
 def map_chart(points: MapPoints, colour_of: Mapping[int, str], linked: Sequence[int], label: str) -> Markup:
     """Rows in two dimensions. The dots are one embedded PNG, so that size does not grow with them; names stay text.
 
-    The `MAX_MAP_LABELS` largest clusters are named at their medians; those in `linked` lead to their contact sheet.
+    The largest clusters are named at their medians, where names do not collide; those in `linked` lead to their sheet.
     """
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=_inches(520, 600))
@@ -137,9 +142,15 @@ def map_chart(points: MapPoints, colour_of: Mapping[int, str], linked: Sequence[
 
 def _name_clusters(axes: Axes, points: MapPoints, linked: set[int]) -> None:
     ids_K, size_K = np.unique(points.cluster_N[points.cluster_N >= 0], return_counts=True)
-    for cluster in ids_K[np.argsort(-size_K, kind="stable")][:MAX_MAP_LABELS].tolist():
+    taken: list[np.ndarray] = []
+    axes.autoscale_view()  # otherwise matplotlib settles the axes after the places below are computed
+    for cluster in ids_K[np.argsort(-size_K, kind="stable")].tolist():
         inside_N = points.cluster_N == cluster
-        x, y = np.median(points.x_N[inside_N]), np.median(points.y_N[inside_N])
+        x, y = float(np.median(points.x_N[inside_N])), float(np.median(points.y_N[inside_N]))
+        place = axes.transData.transform((x, y)) / axes.figure.dpi * 72
+        if len(taken) == MAX_MAP_LABELS or any((np.abs(place - other) < (30, 18)).all() for other in taken):
+            continue
+        taken.append(place)
         text = axes.text(x, y, str(cluster), ha="center", va="center", fontsize=15, fontweight="bold")
         if cluster in linked:
             text.set_url(f"#cluster-{cluster}")

@@ -6,7 +6,7 @@ Text from the data stays plain text here; the templates escape it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from markupsafe import Markup
@@ -25,6 +25,20 @@ class Figure:
     name: str
     value: str
     note: str
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Drawn charts; None for what the data does not have."""
+
+    map: Markup | None = None
+    sizes: Markup | None = None
+    history: Markup | None = None
+
+    @property
+    def drawn(self) -> bool:
+        """Whether there is any."""
+        return any((self.map, self.sizes, self.history))
 
 
 @dataclass(frozen=True)
@@ -130,19 +144,19 @@ def _agreement(scores: Sequence[ScoreRow]) -> list[Figure]:
     return []
 
 
-def _charts(data: ReportData, colour_of: dict[int, str], linked: list[int]) -> dict[str, Markup]:
-    drawn = {}
+def _charts(data: ReportData, colour_of: dict[int, str], linked: list[int]) -> Charts:
+    drawn = Charts()
     if data.map is not None and len(data.map.x_N):
         label = f"Map of {wording.counted(len(data.map.x_N), 'image')}, coloured by cluster"
-        drawn["map"] = charts.map_chart(data.map, colour_of, linked, label)
+        drawn = replace(drawn, map=charts.map_chart(data.map, colour_of, linked, label))
     if len(data.history) > 1:
         first, last = data.history[0], data.history[-1]
         label = f"From pass {first.number} to {last.number} clusters go from {first.clusters} to {last.clusters}"
-        drawn["history"] = charts.history_chart(data.history, label)
-    if data.sizes:
+        drawn = replace(drawn, history=charts.history_chart(data.history, label))
+    if len(data.sizes) > 1:
         low, high = min(data.sizes.values()), max(data.sizes.values())
         label = f"Sizes of {wording.counted(len(data.sizes), 'cluster')}, from {low:,} to {high:,} images"
-        drawn["sizes"] = charts.size_chart(data.sizes, colour_of, label)
+        drawn = replace(drawn, sizes=charts.size_chart(data.sizes, colour_of, label))
     return drawn
 
 

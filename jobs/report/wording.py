@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from datetime import datetime
 
 DASH = "–"
 
@@ -38,12 +39,13 @@ def counted(value: int, noun: str, plural: str | None = None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three decimals for a score; a large value without them; a dash for none."""
+    """Three decimals for a score, fewer for a large value; a dash for none."""
     if value is None or math.isnan(value):
         return DASH
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    text = f"{value:,.3f}" if abs(value) < 100 else f"{value:,.1f}"
+    digits = 3 if abs(value) < 100 else 1 if abs(value) < 100_000 else 0
+    text = f"{value:,.{digits}f}"
     return text.replace("-", "−")
 
 
@@ -76,6 +78,11 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
+def moment(when: datetime) -> str:
+    """Date and time to the minute, with the time zone when it is known."""
+    return f"{when.day} {when:%B %Y, %H:%M %Z}".strip()
+
+
 def byte_range(start: int | None, end: int | None) -> str:
     """First to last byte, as in a range request."""
     if start is None:
@@ -91,5 +98,6 @@ def cluster_list(clusters: Iterable[int]) -> str:
 
 
 FILTERS = {
-    function.__name__: function for function in (count, counted, number, signed, percent, duration, cluster_list)
+    function.__name__: function
+    for function in (count, counted, number, signed, percent, duration, moment, cluster_list)
 }

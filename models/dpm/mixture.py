@@ -10,14 +10,15 @@ assignments (maximisation-expectation, Kurihara and Welling 2009) in place of sa
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from models.clusterer import NOISE, Assignment, DataSummary, Move, Update, check_dim
+from models.clusterer import NOISE, Assignment, DataSummary, Stats, Update, check_dim
 from models.dpm.config import DPMConfig
-from models.dpm.prior import NIW, niw_from
 from models.dpm.population import Population, newborn
+from models.dpm.prior import NIW, niw_from
 from models.dpm.sweep import next_population
 from models.gaussians import Moments, moments_of_sets
 from models.neighbors import kmeans_seeds, nearest
@@ -62,13 +63,14 @@ class DPM:
         half_N = 2 * cluster_N + self._in_second_half(x_ND, cluster_N).long()
         return DPMStats(moments_of_sets(x_ND, half_N, 2 * len(self.id_K), self.prior.mean_D))
 
-    def maximize(self, stats: DPMStats, rng: torch.Generator) -> Update:
+    def maximize(self, stats: Stats, rng: torch.Generator) -> Update:
         """One sweep of the search: deaths, splits, merges, then the posterior mode of what is left."""
-        population, moves, objective = next_population(self.config, self.prior, self.population, stats.halves, rng)
+        halves = cast(DPMStats, stats).halves
+        population, moves, objective = next_population(self.config, self.prior, self.population, halves, rng)
         change = abs(objective - self.population.objective)
         still = not any(move.accepted for move in moves) and bool((population.axis_K >= self._axes).all())
         settled = still and change <= self.config.tolerance * abs(objective)
-        return Update(replace(self, population=population), moves, objective, settled)
+        return Update(replace(self, population=population), tuple(moves), objective, settled)
 
     def assign(self, x_ND: Tensor) -> Assignment:
         """Maximum a posteriori cluster of each row; `score` is the log density of the row in its cluster's Gaussian."""
@@ -109,7 +111,7 @@ class DPM:
         for k, count in enumerate(torch.bincount(cluster_N, minlength=len(self.id_K)).tolist()):
             rows_n = order_N[start : start + count]
             if count:
-                pair = slice(2 * k, 2 * k + 2)
+                pair = torch.tensor([2 * k, 2 * k + 1])
                 joint_n2 = self.population.halves[pair].log_density(x_ND[rows_n])
                 joint_n2 += self.population.log_weight_half_H[pair]
                 second_N[rows_n] = joint_n2[:, 1] > joint_n2[:, 0]
@@ -125,7 +127,9 @@ def start(config: DPMConfig, data: DataSummary) -> DPM:
     prior = niw_from(config, data)
     if config.initial_clusters == 1:
         second_DD = data.covariance_DD * data.rows
-        whole = Moments(torch.tensor([float(data.rows)], dtype=torch.float64), torch.zeros(1, data.dim).double(), second_DD[None])
+        whole = Moments(
+            torch.tensor([float(data.rows)], dtype=torch.float64), torch.zeros(1, data.dim).double(), second_DD[None]
+        )
         return DPM(config, prior, newborn(prior, whole))
     num_seeds = min(config.initial_clusters, len(data.sample_MD))
     seed_KD = kmeans_seeds(data.sample_MD, num_seeds, data.seed, restarts=1)

@@ -22,7 +22,9 @@ def log_split_ratio(prior: NIW, concentration: float, first: Moments, second: Mo
     A set without rows makes its split impossible: minus infinity.
     """
     whole = first + second
-    ratio_K = math.log(concentration) + _log_weight(prior, first) + _log_weight(prior, second) - _log_weight(prior, whole)
+    ratio_K = (
+        math.log(concentration) + _log_weight(prior, first) + _log_weight(prior, second) - _log_weight(prior, whole)
+    )
     possible_K = (first.count_K > 0) & (second.count_K > 0)
     return torch.where(possible_K, ratio_K, -torch.inf)
 

@@ -76,7 +76,9 @@ class _Sweep:
             accepted = p in chosen
             better = "likelier together" if ratio_P[p] > 0 else "likelier apart"
             why = better if accepted or ratio_P[p] <= 0 else "one of them has a better merge in this sweep"
-            moves.append(Move("merge", (int(self.old.id_K[keeper]), int(self.old.id_K[other])), float(ratio_P[p]), accepted, why))
+            moves.append(
+                Move("merge", (int(self.old.id_K[keeper]), int(self.old.id_K[other])), float(ratio_P[p]), accepted, why)
+            )
             if accepted:
                 merged.append((keeper, other))
         return merged, moves
@@ -153,4 +155,5 @@ def _neighbor_pairs(mean_KD: Tensor, neighbors: int) -> Tensor:
     near_Kn = nearest_centroids_of(mean_KD.float(), min(neighbors, len(mean_KD) - 1))
     left_P = torch.arange(len(mean_KD)).repeat_interleave(near_Kn.shape[1])
     pair_P2 = torch.stack([left_P, near_Kn.flatten()], dim=1).sort(dim=1).values
-    return pair_P2.unique(dim=0)
+    unique_P2: Tensor = pair_P2.unique(dim=0)
+    return unique_P2

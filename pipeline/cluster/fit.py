@@ -17,6 +17,7 @@ from models.clusterer import Clusterer, DataSummary, Move, Stats
 from models.config import Config
 from models.errors import ShoalError
 from models.registry import ClustererConfig, start
+from pipeline.cluster.rows import as_tensor
 from pipeline.progress import Progress, silent
 
 
@@ -26,7 +27,7 @@ class FitConfig(Config):
     seed: int = Field(0, ge=0)
     max_passes: int = Field(500, ge=1, description="stop with a warning after so many passes without convergence")
     sample_rows: int = Field(65_536, ge=1, description="rows that seeds are chosen from")
-    # Blocks begin at multiples of this row count whoever holds the rows, so that sums are the same on any number of workers.
+    # Blocks begin at multiples of this count whoever holds the rows: sums are the same on any number of workers.
     block_rows: int = Field(65_536, ge=1, description="rows per call of the model")
 
 
@@ -92,11 +93,7 @@ def blocks(x_ND: np.ndarray, row_N: np.ndarray, block_rows: int) -> Iterator[tup
     """Consecutive blocks as tensors that share the rows' memory."""
     for begin in range(0, len(x_ND), block_rows):
         end = begin + block_rows
-        yield _tensor(x_ND[begin:end]), _tensor(row_N[begin:end])
-
-
-def _tensor(rows: np.ndarray) -> Tensor:
-    return torch.from_numpy(rows if rows.flags.writeable else np.array(rows))
+        yield as_tensor(x_ND[begin:end]), as_tensor(row_N[begin:end])
 
 
 def summarize(x_ND: np.ndarray, row_N: np.ndarray, config: FitConfig) -> DataSummary:
@@ -105,7 +102,9 @@ def summarize(x_ND: np.ndarray, row_N: np.ndarray, config: FitConfig) -> DataSum
     O(N D^2) time in two passes. Raises ShoalError when there are no rows.
     """
     if len(x_ND) == 0:
-        raise ShoalError("The table has 0 embeddings but a fit needs at least 1; see the table's rejects for the reasons.")
+        raise ShoalError(
+            "The table has 0 embeddings but a fit needs at least 1; see the table's rejects for the reasons."
+        )
     mean_D = torch.zeros(x_ND.shape[1], dtype=torch.float64)
     scatter_DD = torch.zeros(x_ND.shape[1], x_ND.shape[1], dtype=torch.float64)
     for x_nD, _ in blocks(x_ND, row_N, config.block_rows):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from threading import Barrier
 from typing import TypeVar
+
+import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def map_ahead(work: Callable[[T], R], items: Iterable[T], threads: Executor, window: int) -> Iterator[R]:
-    """`map`, with up to `window` items at work; `items` is read by the caller's thread."""
+    """`map`, with up to `window` items at work beside the one asked for; `items` is read by the caller's thread."""
     waiting: deque[Future[R]] = deque()
     for item in items:
         waiting.append(threads.submit(work, item))
@@ -23,8 +26,25 @@ def map_ahead(work: Callable[[T], R], items: Iterable[T], threads: Executor, win
 
 
 def one_ahead(items: Iterator[T], thread: Executor) -> Iterator[T]:
-    """The same items, none of which may be None; each is made in `thread` while the one before is in use."""
+    """The same items, none of them None; each is made in `thread` while the one before is in use."""
     coming = thread.submit(next, items, None)
     while (item := coming.result()) is not None:
         coming = thread.submit(next, items, None)
         yield item
+
+
+def single_threads(count: int) -> ThreadPoolExecutor:
+    """A pool of threads in each of which torch uses one thread, so that together they use `count` CPUs.
+
+    torch keeps its number of threads per thread, but a new thread takes the last number set: set the caller's after.
+    """
+    pool = ThreadPoolExecutor(count)
+    together = Barrier(count)
+
+    def begin() -> None:
+        together.wait()
+        torch.set_num_threads(1)
+
+    for started in [pool.submit(begin) for _ in range(count)]:
+        started.result()
+    return pool

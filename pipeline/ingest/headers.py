@@ -63,6 +63,7 @@ def check_png(image: bytes) -> None:
 
 
 def check_riff(image: bytes) -> None:
+    """Raise Undecodable for a RIFF file that is shorter than it says."""
     expected = 8 + struct.unpack_from("<I", image, 4)[0]
     if expected > len(image):
         raise Undecodable(Reason.truncated_image, f"has {len(image)} of {expected} bytes")

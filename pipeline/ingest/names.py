@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
+from pathlib import PurePosixPath
 
 # What means an image; which of them can be decoded is decode.py's business.
 IMAGE_EXTENSIONS = frozenset(
@@ -40,3 +43,37 @@ def is_shard(name: str) -> bool:
 def is_unsafe(name: str) -> bool:
     """Whether unpacking a member of this name would write outside the target folder."""
     return name.startswith("/") or ".." in name.split("/")
+
+
+def label_of(path: str) -> str | None:
+    """The first folder on a relative path, as text that any table can hold."""
+    folder, slash, _ = path.partition("/")
+    return _printable(folder) if slash else None
+
+
+def unique_keys(paths: Iterable[str]) -> list[str]:
+    """A key for each relative path of an image, one that `split_name` gives back whatever extension follows it.
+
+    Folders and Unicode stay. Dots in the stem become "_", because WebDataset would end the key there; so do control
+    characters, and a "_" goes from the front of a top folder like `__MACOSX__`, which WebDataset skips. When this, or
+    the loss of the extension, makes two keys equal, later paths get "-1", "-2", …: the same paths in the same order
+    give the same keys. Memory: all keys.
+    """
+    keys: dict[str, None] = {}
+    for path in paths:
+        pure = PurePosixPath(_printable(path))
+        stem = str(pure.with_name(pure.stem.replace(".", "_")))
+        if _WEBDATASET_META.match(stem):
+            stem = stem[1:]
+        key, number = stem, 0
+        while key in keys:
+            number += 1
+            key = f"{stem}-{number}"
+        keys[key] = None
+    return list(keys)
+
+
+def _printable(path: str) -> str:
+    """UTF-8 without control characters; bytes that are not UTF-8 are spelled out."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join("_" if ord(character) < 32 or ord(character) == 127 else character for character in text)

@@ -31,7 +31,7 @@ class ShardSummary:
 
     shard: str
     size: int  # stored bytes
-    checksum: str  # "sha256:…" of the stored bytes
+    checksum: str  # "sha256:…" of the stored bytes; "" when the storage did not give all of them
     samples: int
     rejects: int
     ignored: int  # members nothing is made of, see Grouping

@@ -13,6 +13,7 @@ from pipeline.tables.schema import Reason
 from pipeline.tables.storage import open_filesystem
 
 CHUNK_BYTES = 2**22  # one request to an object store each
+WEB_SILENCE_S = 60.0  # after which a web server is given up
 GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_WINDOW = 31  # zlib's code for "expect a gzip header and check the CRC"
 
@@ -30,13 +31,14 @@ class ShardStream:
         self._used = 0
         self.size = 0  # bytes of the stored file read so far, as `checksum` counts them
         self.failure: tuple[Reason, str] | None = None
+        self._interrupted = False
         first = self._read_raw()
         self._chunks = self._inflate(first) if first.startswith(GZIP_MAGIC) else self._copy(first)
 
     @property
     def checksum(self) -> str:
-        """SHA-256 of the stored bytes read so far."""
-        return "sha256:" + self._digest.hexdigest()
+        """SHA-256 of the stored bytes read so far; "" when the storage failed, since they are then not the file."""
+        return "" if self._interrupted else "sha256:" + self._digest.hexdigest()
 
     def read(self, size: int) -> bytes:
         """`size` bytes, fewer at the end."""
@@ -63,6 +65,7 @@ class ShardStream:
         try:
             chunk = self._raw.read(CHUNK_BYTES)
         except Exception as error:  # every filesystem raises what it likes
+            self._interrupted = True
             self.failure = (Reason.unreadable_shard, f"reading stopped at byte {self.size}: {one_line(error)}")
             return b""
         self.size += len(chunk)
@@ -116,11 +119,26 @@ def _salvage(inflater: zlib._Decompress, chunk: bytes) -> bytes:
 
 
 @contextmanager
-def open_raw(shard: str) -> Iterator[BinaryIO]:
-    """The stored bytes of a shard, not decompressed. Raises whatever the storage raises."""
-    filesystem, path = open_filesystem(shard)
-    with filesystem.open_input_stream(path, compression=None) as raw:
-        yield raw
+def open_raw(shard: str) -> Iterator[Readable]:
+    """The stored bytes of a shard in order, not decompressed. Raises whatever the storage raises."""
+    if shard.lower().startswith(("http://", "https://")):
+        with _open_web(shard) as raw:
+            yield raw
+    else:
+        filesystem, path = open_filesystem(shard)
+        with filesystem.open_input_stream(path, compression=None) as raw:
+            yield raw
+
+
+def _open_web(url: str) -> BinaryIO:
+    """One request for all of a file: not every web server can send parts."""
+    import aiohttp  # noqa: PLC0415 - slow to import, and only needed here
+    import fsspec  # noqa: PLC0415
+
+    # By default a download is cut off after 5 minutes, and a shard takes as long as its images take to be embedded.
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=WEB_SILENCE_S, sock_read=WEB_SILENCE_S)
+    stream: BinaryIO = fsspec.filesystem("http", client_kwargs={"timeout": timeout}).open(url, "rb", block_size=0)
+    return stream
 
 
 def one_line(error: Exception) -> str:

@@ -17,6 +17,7 @@ from pipeline.tables.schema import Reason
 BLOCK = 512
 MAX_EXTENDED_BYTES = 2**20  # of a long name or of pax records; more than this is damage, not a name
 SKIP_BYTES = 2**20
+MAX_PADDING_BYTES = 2**20 + 2 * BLOCK  # the end marker, filled up to the largest record anybody sets
 
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _WITHOUT_DATA = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
@@ -145,7 +146,11 @@ def _find_header(blocks: _Blocks, lost_from: int | None) -> tuple[_Header | None
         detail = f"the archive ends without an end marker at byte {blocks.position}"
         return None, Gap(start, blocks.position, Reason.truncated_shard, detail)
     if last_used == start:
-        return None, None
+        padding = blocks.position - start
+        if padding <= MAX_PADDING_BYTES:
+            return None, None
+        detail = f"{padding} zero bytes at the end, as if the file had been reserved and never written"
+        return None, Gap(start, blocks.position, Reason.truncated_shard, detail)
     return None, Gap(start, last_used, Reason.damaged_header, "no valid header up to the end of the archive")
 
 

@@ -45,7 +45,12 @@ def test_scatter_survives_an_offset_a_million_times_the_spread() -> None:
 
 @pytest.mark.parametrize(
     "covariance",
-    [torch.zeros(2, 2), torch.ones(2, 2), torch.diag(torch.tensor([1.0, -1e-9])), torch.diag(torch.tensor([1e200, 0.0], dtype=torch.float64))],
+    [
+        torch.zeros(2, 2),
+        torch.ones(2, 2),
+        torch.diag(torch.tensor([1.0, -1e-9])),
+        torch.diag(torch.tensor([1e200, 0.0], dtype=torch.float64)),
+    ],
     ids=["zero", "rank one", "slightly negative", "huge"],
 )
 def test_factorize_never_fails(covariance: torch.Tensor) -> None:

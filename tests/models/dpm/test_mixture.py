@@ -91,7 +91,7 @@ def test_every_proposal_says_why() -> None:
 
 
 @settings(max_examples=10)
-@given(block=st.integers(1, 400))
+@given(block=st.integers(40, 400))
 def test_a_fit_does_not_depend_on_the_size_of_blocks(block: int) -> None:
     x_ND, _ = _clouds(4, 400, 2, 10.0)
     rows = torch.arange(400).numpy()
@@ -102,8 +102,10 @@ def test_a_fit_does_not_depend_on_the_size_of_blocks(block: int) -> None:
 def test_metropolis_is_seeded() -> None:
     x_ND, _ = _clouds(4, 400, 2, 3.0)
     rows = torch.arange(400).numpy()
-    runs = [fit(DPMConfig(metropolis=True), x_ND.numpy(), rows, FitConfig(seed=seed, max_passes=40)) for seed in (1, 1)]
-    assert [run.history for run in runs][0] == [run.history for run in runs][1]
+    first, again = (
+        fit(DPMConfig(metropolis=True), x_ND.numpy(), rows, FitConfig(seed=1, max_passes=15)) for _ in range(2)
+    )
+    assert first.history == again.history
 
 
 def test_degenerate_rows_never_raise() -> None:

@@ -19,7 +19,7 @@ def _moments(x_ND: torch.Tensor, prior: NIW) -> torch.Tensor:
 
 
 def test_log_marginal_of_one_row_is_the_student_t_predictive() -> None:
-    """Murphy (2007): the prior predictive is t with nu - D + 1 degrees and scale psi (kappa + 1) / (kappa (nu - D + 1))."""
+    """Murphy (2007): t with nu - D + 1 degrees and scale psi (kappa + 1) / (kappa (nu - D + 1))."""
     prior = NIW(torch.tensor([1.0, 2.0]).double(), 0.5, 6.0, torch.tensor([[2.0, 0.3], [0.3, 1.0]]).double())
     x_D = torch.tensor([0.5, 3.0]).double()
     degrees = prior.nu - 1
@@ -36,7 +36,9 @@ def test_log_marginal_is_the_integral_in_one_dimension() -> None:
     log_variance_1B = np.linspace(-8, 12, 1501)[None, :]
     sd_1B = np.exp(log_variance_1B / 2)
     density_AB = norm.pdf(mean_A1, 0.0, sd_1B / math.sqrt(prior.kappa))
-    density_AB = density_AB * invgamma.pdf(sd_1B**2, prior.nu / 2, scale=1.5 / 2) * sd_1B**2  # d variance = variance d log
+    density_AB = (
+        density_AB * invgamma.pdf(sd_1B**2, prior.nu / 2, scale=1.5 / 2) * sd_1B**2
+    )  # d variance = variance d log
     for x in x_N.tolist():
         density_AB = density_AB * norm.pdf(x, mean_A1, sd_1B)
     integral = np.trapezoid(np.trapezoid(density_AB, log_variance_1B[0], axis=1), mean_A1[:, 0])
@@ -54,7 +56,7 @@ def test_log_marginal_follows_the_chain_rule() -> None:
 
 
 def test_mode_by_hand() -> None:
-    """One dimension, rows 1 and 3 about prior mean 0: mean 4 / (2 + 1), Psi_n = 1 + 2 + (1 * 2 / 3) * 4, over nu + N + D + 2."""
+    """Rows 1 and 3 about prior mean 0: mean 4 / (2 + 1); Psi_n = 1 + 2 + (1 * 2 / 3) * 4, over nu + N + D + 2."""
     prior = NIW(torch.zeros(1).double(), 1.0, 3.0, torch.eye(1).double())
     mode = prior.mode(moments_of_sets(torch.tensor([[1.0], [3.0]]), torch.zeros(2, dtype=torch.int64), 1, prior.mean_D))
     assert mode.mean_KD.item() == pytest.approx(4 / 3)

@@ -1,0 +1,134 @@
+"""Principal components as a reducer: the directions of largest variance, found from the covariance.
+
+Shapes: N rows, D dimensions in, C components out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from models.config import Config
+from models.errors import ShoalError
+
+BLOCK = 1024  # rows per call into a matrix product; always the same, so that a row's result is too
+
+
+class PCAConfig(Config):
+    """Keep at most `n_components` directions: never more than the rows have dimensions, nor than rows − 1."""
+
+    kind: Literal["pca"] = "pca"
+    n_components: int = Field(50, ge=1, description="directions of largest variance to keep")
+
+
+@dataclass(frozen=True)
+class PCA:
+    """Centred rows projected on orthonormal directions (Pearson 1901), largest variance first."""
+
+    mean_D: Tensor  # float32
+    direction_DC: Tensor  # float32; the largest entry of each column is positive
+    explained: float  # share of the variance that the directions keep
+    note: str = ""  # why PCA stands in for another reducer, if it does
+
+    @property
+    def dim_in(self) -> int:
+        """Columns of the rows it takes."""
+        return int(self.direction_DC.shape[0])
+
+    @property
+    def dim(self) -> int:
+        """Columns of the rows it gives."""
+        return int(self.direction_DC.shape[1])
+
+    @property
+    def fidelity(self) -> dict[str, float]:
+        """How much of the rows survives: the share of their variance."""
+        return {"explained_variance": self.explained}
+
+    def transform(self, x_ND: Tensor) -> Tensor:
+        """Float32 (N, C). Raises ShoalError for rows of another width or that are not finite."""
+        check_rows(x_ND, self.dim_in)
+        return in_blocks(lambda x_BD: (x_BD - self.mean_D) @ self.direction_DC, x_ND)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What `load_pca` needs."""
+        return {
+            "pca.mean": self.mean_D,
+            "pca.direction": self.direction_DC,
+            "pca.explained": torch.tensor(self.explained, dtype=torch.float64),
+            "pca.note": torch.tensor(list(self.note.encode()), dtype=torch.uint8),
+        }
+
+
+def fit_pca(x_ND: Tensor, n_components: int, note: str = "") -> PCA:
+    """Eigenvectors of the covariance; constant columns get no weight, fewer rows than dimensions are fine.
+
+    Costs O(N D^2 + D^3) time and O(D^2) memory. Raises ShoalError for rows that are not finite.
+    """
+    check_rows(x_ND, x_ND.shape[-1])
+    mean_D, covariance_DD = _moments(x_ND)
+    variance_D, vector_DD = torch.linalg.eigh(covariance_DD)
+    keep = min(n_components, x_ND.shape[1], max(1, x_ND.shape[0] - 1))
+    direction_DC = vector_DD.flip(1)[:, :keep]
+    kept, total = float(variance_D.flip(0)[:keep].sum()), float(variance_D.sum())
+    explained = min(1.0, kept / total) if total > 0 else 1.0
+    return PCA(mean_D.float(), _with_fixed_signs(direction_DC).float(), explained, note)
+
+
+def load_pca(tensors: dict[str, Tensor]) -> PCA:
+    """The PCA that `tensors` came from."""
+    note = bytes(tensors["pca.note"].tolist()).decode()
+    return PCA(tensors["pca.mean"], tensors["pca.direction"], float(tensors["pca.explained"]), note)
+
+
+def in_blocks(function: Callable[[Tensor], Tensor], x_ND: Tensor) -> Tensor:
+    """Apply a row-wise function to blocks of exactly BLOCK float32 rows, the last one padded with zeros.
+
+    Matrix products round differently for different shapes; of one shape, a row's result depends on that row only.
+    """
+    if not len(x_ND):
+        return function(torch.zeros(BLOCK, x_ND.shape[1]))[:0]
+    blocks = [function(_padded(block.float().cpu()))[: len(block)] for block in x_ND.split(BLOCK)]
+    return torch.cat(blocks)
+
+
+def check_rows(x_ND: Tensor, dim: int) -> None:
+    """Raise ShoalError unless the rows are `dim` wide and finite."""
+    if x_ND.ndim != 2 or x_ND.shape[1] != dim:
+        raise ShoalError(
+            f"Embeddings are {x_ND.shape[-1]}-d but the reducer was fitted on {dim}-d; "
+            "re-extract with the backbone it was fitted on, or fit again."
+        )
+    if not torch.isfinite(x_ND).all():
+        bad = int((~torch.isfinite(x_ND).all(dim=1)).sum())
+        raise ShoalError(f"{bad} of {len(x_ND)} embeddings hold NaN or infinity; extract them again without these rows.")
+
+
+def _moments(x_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased covariance in float64, two passes over blocks: a float32 sum of squares loses small variances."""
+    rows, dim = x_ND.shape
+    total_D = torch.zeros(dim, dtype=torch.float64)
+    for block in x_ND.split(BLOCK):
+        total_D += block.double().sum(dim=0)
+    mean_D = total_D / max(rows, 1)
+    scatter_DD = torch.zeros(dim, dim, dtype=torch.float64)
+    for block in x_ND.split(BLOCK):
+        centred_BD = block.double() - mean_D
+        scatter_DD += centred_BD.T @ centred_BD
+    return mean_D, scatter_DD / max(rows, 1)
+
+
+def _with_fixed_signs(direction_DC: Tensor) -> Tensor:
+    """An eigenvector is one up to its sign; choose the one whose largest entry is positive."""
+    largest_C = direction_DC.abs().argmax(dim=0)
+    sign_C = direction_DC.gather(0, largest_C[None]).sign()
+    return direction_DC * torch.where(sign_C == 0, 1.0, sign_C)
+
+
+def _padded(x_BD: Tensor) -> Tensor:
+    return torch.cat([x_BD, x_BD.new_zeros(BLOCK - len(x_BD), x_BD.shape[1])]) if len(x_BD) < BLOCK else x_BD

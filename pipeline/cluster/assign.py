@@ -1,0 +1,99 @@
+"""Label rows with a model that is already there: new rows of its own table, or any table of the same backbone."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.cluster.config import digest
+from pipeline.cluster.fitted import Labeller, read_labeller
+from pipeline.cluster.publish import Tally, cluster_table, label_files, move_table
+from pipeline.cluster.published import latest_of
+from pipeline.progress import Progress, silent
+from pipeline.tables.artifacts import ArtifactStore
+from pipeline.tables.clusterings import Clustering, Generation, Publication
+from pipeline.tables.collection import Collection
+
+
+@dataclass(frozen=True)
+class AssignSummary:
+    """What was labelled."""
+
+    name: str
+    generation: Generation
+    labelled: int  # rows that had no assignment from this model before
+    rows: int
+    clusters: int
+    seconds: float
+
+
+def assign(
+    table: Collection, artifact: Path | None = None, name: str | None = None, on_progress: Progress = silent
+) -> AssignSummary:
+    """Give every row a cluster by `artifact`, or by the model of the clustering's latest generation.
+
+    Rows that this model labelled before are not read again. Publishes nothing when there is nothing new.
+    Raises ShoalError when there is no model, or when it was fitted on embeddings of another kind.
+    """
+    began = time.perf_counter()
+    labeller = _labeller(table, artifact, name)
+    labeller.require(table.samples.properties)
+    clustering = table.clustering(name or (labeller.artifact.kind if artifact else latest_of(table, None)[0].name))
+    latest = clustering.latest()
+    parent = latest if latest is not None and latest.artifact == labeller.artifact.digest else None
+    version = table.samples.version
+    covered = set() if parent is None else set(table.samples.files(version=parent.samples_version))
+    files = [file for file in table.samples.files(version=version) if file not in covered]
+    if not files and parent is not None:
+        return _summary(clustering, parent, 0, began)
+    generation = _publish(table, clustering, labeller, parent, version, on_progress)
+    return _summary(clustering, generation, sum(file.rows for file in files), began)
+
+
+def _labeller(table: Collection, artifact: Path | None, name: str | None) -> Labeller:
+    if artifact is not None:
+        labeller = read_labeller(ArtifactStore(artifact.absolute().parent), str(artifact.absolute()))
+        for each in (labeller.artifact, labeller.reduction.artifact):
+            if each is not None:
+                table.artifacts.write(each.kind, each.manifest, each.tensors)
+        return labeller
+    return read_labeller(table.artifacts, latest_of(table, name)[1].artifact)
+
+
+def _publish(
+    table: Collection,
+    clustering: Clustering,
+    labeller: Labeller,
+    parent: Generation | None,
+    version: int,
+    on_progress: Progress,
+) -> Generation:
+    number = clustering.begin()
+    samples = table.samples
+    old = [] if parent is None else samples.files(version=parent.samples_version)
+    new = [file for file in samples.files(version=version) if file not in set(old)]
+    written, tally = label_files(samples, new, clustering, labeller, on_progress)
+    whole, kept = Tally(), set()
+    if parent is not None:
+        kept = set(clustering.clusters(parent)["cluster"].to_pylist())
+        for file in old:
+            whole.add(clustering.read_assignments(parent, file, columns=["key", "shard", "cluster", "score"]))
+    whole.merge(tally)
+    record = Publication(
+        samples_version=version,
+        artifact=labeller.artifact.digest,
+        config_digest=digest(labeller.config),
+        parent=None if parent is None else parent.generation,
+        decision="assign only",
+        evidence=json.dumps({"labelled": sum(file.rows for file in new)}),
+    )
+    return clustering.publish(
+        number, written, cluster_table(number, whole, (), kept=kept), move_table(number, ()), record
+    )
+
+
+def _summary(clustering: Clustering, generation: Generation, labelled: int, began: float) -> AssignSummary:
+    sizes = clustering.clusters(generation)["size"].to_pylist()
+    return AssignSummary(clustering.name, generation, labelled, sum(sizes), len(sizes), time.perf_counter() - began)

@@ -1,0 +1,172 @@
+"""Fitted models as artifacts: written from a fit, read back as something that labels embeddings.
+
+Shapes: N rows, D dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from models.clusterer import Assignment, Clusterer
+from models.errors import ShoalError
+from models.reduce import NoReduction, ReduceConfig, Reducer, fit_reducer, load_reducer
+from models.registry import load
+from pipeline.cluster.config import ClusterConfig
+from pipeline.cluster.fit import Fit
+from pipeline.cluster.rows import as_tensor, load_rows
+from pipeline.progress import Progress
+from pipeline.tables.artifacts import Artifact, ArtifactStore, read_artifact
+from pipeline.tables.collection import Collection
+from pipeline.tables.samples import SamplesTable, TableProperties
+
+_REDUCTION: TypeAdapter[ReduceConfig] = TypeAdapter(ReduceConfig)
+_BLOCK_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """The map that embeddings go through before they are clustered, and where it is kept (None: nowhere)."""
+
+    reducer: Reducer
+    artifact: Artifact | None
+
+    @property
+    def digest(self) -> str | None:
+        """Of the artifact."""
+        return None if self.artifact is None else self.artifact.digest
+
+    @property
+    def transform(self) -> tuple[int, Any] | None:
+        """As `load_rows` takes it."""
+        return None if self.artifact is None else (self.reducer.dim, self.reducer.transform)
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """Reduction and model together: what labels any embedding of the right backbone."""
+
+    artifact: Artifact
+    reduction: Reduction
+    model: Clusterer
+
+    @property
+    def config(self) -> ClusterConfig:
+        """What the model was fitted with."""
+        return ClusterConfig.model_validate(self.artifact.manifest["config"])
+
+    def label(self, x_ND: Tensor) -> Assignment:
+        """Assignments of raw embeddings, block by block so that memory does not grow with N."""
+        parts = [self.model.assign(self.reduction.reducer.transform(x_nD)) for x_nD in x_ND.split(_BLOCK_ROWS)]
+        fields = ("cluster_N", "component_N", "probability_N", "runner_up_N", "score_N")
+        return Assignment(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
+
+    def require(self, properties: TableProperties) -> None:
+        """Raise ShoalError unless the table's embeddings are of the kind the model was fitted on."""
+        fitted = TableProperties.model_validate(self.artifact.manifest["table"])
+        short = self.artifact.digest[:12]
+        if properties.dimension != fitted.dimension:
+            raise ShoalError(
+                f"Embeddings are {properties.dimension}-d but the clusterer was fitted on {fitted.dimension}-d "
+                f"(artifact {short}); re-extract with backbone {fitted.backbone}, or fit again."
+            )
+        if properties.backbone_digest != fitted.backbone_digest:
+            raise ShoalError(
+                f"Embeddings come from backbone {properties.backbone} ({properties.backbone_digest[:12]}) but the "
+                f"clusterer was fitted on {fitted.backbone} ({fitted.backbone_digest[:12]}, artifact {short}); "
+                "re-extract with that backbone, or fit again."
+            )
+
+
+def reduction_of(table: Collection, config: ClusterConfig, version: int, on_progress: Progress) -> Reduction:
+    """The reduction for this table version and these settings: the one that is there already, or a new fit.
+
+    Reading all embeddings at once is needed for a new fit only; see `load_rows` for its memory.
+    """
+    samples = table.samples
+    dim = samples.properties.dimension
+    settings = config.reduction(dim)
+    if isinstance(settings, NoReduction):
+        return Reduction(fit_reducer(settings, torch.zeros(1, dim), config.fit.seed), None)
+    wanted = _reduction_inputs(samples, settings, config, version)
+    for path in table.artifacts.list():
+        if path.name.startswith("reduction-") and (found := read_artifact(path)).manifest["inputs"] == wanted:
+            return _reduction(found)
+    rows = load_rows(samples, version, config.memory_ceiling_bytes, on_progress=on_progress)
+    on_progress(f"fit {settings.kind}", 0, None)
+    reducer = fit_reducer(settings, as_tensor(rows.x_ND), config.fit.seed)
+    manifest = {"inputs": wanted, "dim_in": dim, "dim": reducer.dim, "fidelity": reducer.fidelity}
+    return Reduction(reducer, table.artifacts.write("reduction", manifest, to_numpy(reducer.tensors())))
+
+
+def write_fit(table: Collection, config: ClusterConfig, version: int, reduction: Reduction, fit: Fit) -> Artifact:
+    """Store parameters, statistics, settings and provenance of a fit; without a clock, so equal fits are one artifact."""
+    manifest = {
+        "config": config.model_dump(mode="json"),
+        "table": table.samples.properties.model_dump(mode="json"),
+        "samples_version": version,
+        "rows": table.samples.count(version=version),
+        "reduction": reduction.digest,
+        "clusters": len(fit.model.id_K.unique()),
+        "settled": fit.settled,
+        "history": [[each.objective, each.clusters] for each in fit.history],
+    }
+    tensors = {f"model.{name}": value for name, value in fit.model.tensors().items()}
+    tensors |= {f"stats.{name}": value for name, value in fit.stats.tensors().items()}
+    return table.artifacts.write(config.algorithm.kind, manifest, to_numpy(tensors))
+
+
+def read_labeller(store: ArtifactStore, which: str) -> Labeller:
+    """A labeller from a digest or path, with the reduction beside it. Raises TableError if either is missing."""
+    artifact = store.read(which)
+    needed = artifact.manifest.get("reduction")
+    config = ClusterConfig.model_validate(_manifest_field(artifact, "config"))
+    if needed is None:
+        dim = TableProperties.model_validate(artifact.manifest["table"]).dimension
+        reduction = Reduction(fit_reducer(NoReduction(), torch.zeros(1, dim), 0), None)
+    else:
+        reduction = _reduction(store.read(needed))
+    tensors = {
+        name.removeprefix("model."): value for name, value in artifact.tensors.items() if name.startswith("model.")
+    }
+    return Labeller(artifact, reduction, load(config.algorithm, to_torch(tensors)))
+
+
+def to_numpy(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """For `pipeline.tables`, which knows no torch."""
+    return {name: value.detach().cpu().numpy() for name, value in tensors.items()}
+
+
+def to_torch(tensors: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """Back from `pipeline.tables`; copied, since safetensors hands out read-only memory."""
+    return {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
+
+
+def _reduction(artifact: Artifact) -> Reduction:
+    settings = _REDUCTION.validate_python(artifact.manifest["inputs"]["config"])
+    return Reduction(load_reducer(settings, to_torch(artifact.tensors)), artifact)
+
+
+def _reduction_inputs(
+    samples: SamplesTable, settings: ReduceConfig, config: ClusterConfig, version: int
+) -> dict[str, Any]:
+    return {
+        "config": settings.model_dump(mode="json"),
+        "seed": config.fit.seed,
+        "backbone_digest": samples.properties.backbone_digest,
+        "samples_version": version,
+    }
+
+
+def _manifest_field(artifact: Artifact, name: str) -> Any:
+    if name not in artifact.manifest:
+        raise ShoalError(
+            f"Artifact {artifact.kind}-{artifact.digest[:12]} is no fitted clusterer (it has no {name}); "
+            "give the artifact that `shoal cluster` wrote."
+        )
+    return artifact.manifest[name]

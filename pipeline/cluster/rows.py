@@ -1,0 +1,81 @@
+"""All embeddings of a table version as one matrix, in an order that neither commits nor workers decide.
+
+Shapes: N rows, D dimensions as stored, d after `transform`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from pipeline.progress import Progress, silent
+from pipeline.tables.samples import SamplesTable, embedding_matrix
+
+
+@dataclass(frozen=True)
+class Rows:
+    """float32 rows and their stable hashes, file by file in canonical order."""
+
+    x_ND: np.ndarray
+    row_N: np.ndarray  # int64
+
+
+def load_rows(
+    samples: SamplesTable,
+    version: int,
+    ceiling_bytes: int,
+    transform: tuple[int, Callable[[Tensor], Tensor]] | None = None,
+    on_progress: Progress = silent,
+) -> Rows:
+    """Read every embedding once; `transform` is (d, map) applied file by file.
+
+    Memory is N d float32, in an unnamed memory-mapped file beyond `ceiling_bytes`, and one data file beside it.
+    """
+    files = samples.files(version=version)
+    count = sum(file.rows for file in files)
+    dim = samples.properties.dimension if transform is None else transform[0]
+    x_ND = _matrix(count, dim, ceiling_bytes)
+    row_N = np.empty(count, np.int64)
+    begin = 0
+    for done, file in enumerate(files):
+        table = samples.read(file, columns=["shard", "key", "embedding"])
+        end = begin + table.num_rows
+        x_ND[begin:end] = _mapped(embedding_matrix(table), transform)
+        row_N[begin:end] = row_hashes(table)
+        begin = end
+        on_progress("read embeddings", done + 1, len(files))
+    return Rows(x_ND, row_N)
+
+
+def row_hashes(table: pa.Table) -> np.ndarray:
+    """A stable int64 per row from its shard's name and its key; the folder is left out, so that data may move."""
+    prefix = {shard: PurePosixPath(shard).name for shard in table["shard"].unique().to_pylist()}
+    hashes = [
+        hashlib.blake2b(f"{prefix[shard]}\0{key}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        for shard, key in zip(table["shard"].to_pylist(), table["key"].to_pylist(), strict=True)
+    ]
+    return np.frombuffer(b"".join(hashes), dtype="<i8")
+
+
+def as_tensor(rows: np.ndarray) -> Tensor:
+    """A tensor over the same memory; read-only rows are copied, since torch has no read-only tensors."""
+    return torch.from_numpy(rows if rows.flags.writeable else np.array(rows))
+
+
+def _mapped(x_nD: np.ndarray, transform: tuple[int, Callable[[Tensor], Tensor]] | None) -> np.ndarray:
+    return x_nD if transform is None or not len(x_nD) else transform[1](as_tensor(x_nD)).numpy()
+
+
+def _matrix(count: int, dim: int, ceiling_bytes: int) -> np.ndarray:
+    if count * dim * 4 <= ceiling_bytes:
+        return np.empty((count, dim), np.float32)
+    with tempfile.TemporaryFile() as file:  # already unlinked: nothing is left behind however the process ends
+        return np.memmap(file, np.float32, "w+", shape=(count, dim))

@@ -1,0 +1,283 @@
+"""What every registered Clusterer promises, whatever its mathematics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import adjusted_rand_score
+from torch import Tensor
+
+from models.clusterer import NOISE, Assignment, Clusterer, DataSummary, Stats
+from models.dpm.config import DPMConfig
+from models.errors import ShoalError
+from models.gmm import GMMConfig
+from models.kmeans import KMeansConfig
+from models.registry import ALGORITHMS, ClustererConfig, load, start
+
+PASSES = 300  # a fit that has not settled by then never will
+
+
+def config_for(kind: str, clusters: int) -> ClustererConfig:
+    """Settings of each algorithm; those that find K themselves are not told it."""
+    known: dict[str, ClustererConfig] = {
+        "kmeans": KMeansConfig(clusters=clusters, restarts=3),
+        "gmm": GMMConfig(clusters=clusters, restarts=3),
+        "dpm": DPMConfig(),
+    }
+    return known[kind]
+
+
+def gaussian(rows: int, dim: int, seed: int = 0) -> Tensor:
+    return torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def planted(rows: int, dim: int = 3, spread: float = 20.0) -> tuple[Tensor, Tensor]:
+    """Four unit Gaussians at random vertices' distance from each other, and which one each row came from."""
+    label_N = torch.arange(rows) % 4
+    centre_KD = torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, -1.0, -1.0]])
+    return gaussian(rows, dim) + spread * centre_KD[label_N, :dim], label_N
+
+
+def summarise(x_ND: Tensor, seed: int = 0) -> DataSummary:
+    covariance_DD = torch.cov(x_ND.double().T, correction=0).reshape(x_ND.shape[1], -1)
+    return DataSummary(len(x_ND), x_ND.double().mean(dim=0), covariance_DD, x_ND, seed)
+
+
+def total(model: Clusterer, x_ND: Tensor, row_N: Tensor, size: int) -> Stats:
+    blocks = zip(x_ND.split(size), row_N.split(size), strict=True)
+    first, *rest = (model.expect(x_nD, row_n) for x_nD, row_n in blocks)
+    return sum(rest, start=first)
+
+
+def fit(
+    model: Clusterer, x_ND: Tensor, row_N: Tensor | None = None, size: int = 1000, passes: int = PASSES
+) -> Clusterer:
+    """The driver in small: sum over blocks, maximize, until settled."""
+    row_N = torch.arange(len(x_ND)) if row_N is None else row_N
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(passes):
+        update = model.maximize(total(model, x_ND, row_N, size), rng)
+        model = update.model
+        if update.settled:
+            return model
+    assert passes < PASSES, "the fit never settles"
+    return model
+
+
+def fitted(kind: str, x_ND: Tensor, clusters: int = 4) -> Clusterer:
+    return fit(start(config_for(kind, clusters), summarise(x_ND)), x_ND)
+
+
+@cache
+def halfway(kind: str) -> Clusterer:
+    """A model of overlapping clusters after few passes: nothing about it is converged or certain."""
+    x_ND, _ = planted(1003, spread=1.2)
+    return fit(start(config_for(kind, 4), summarise(x_ND)), x_ND, passes=4)
+
+
+def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
+    """Equal to `relative` of each tensor's own largest value."""
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        tolerance = relative * float(value.double().abs().max())
+        torch.testing.assert_close(
+            actual[name], value, rtol=relative, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def assert_same(actual: Assignment, expected: Assignment) -> None:
+    assert torch.equal(actual.cluster_N, expected.cluster_N)
+    assert torch.equal(actual.component_N, expected.component_N)
+    assert torch.equal(actual.runner_up_N, expected.runner_up_N)
+    torch.testing.assert_close(actual.probability_N, expected.probability_N)
+    torch.testing.assert_close(actual.score_N, expected.score_N)
+
+
+def select(found: Assignment, index_N: Tensor) -> Assignment:
+    return Assignment(**{name: value[index_N] for name, value in vars(found).items()})
+
+
+def concatenate(parts: Sequence[Assignment]) -> Assignment:
+    return Assignment(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
+
+
+def assert_sensible(model: Clusterer, x_ND: Tensor) -> None:
+    """What holds for any rows."""
+    found = model.assign(x_ND)
+    rows = len(x_ND)
+    assert [tuple(value.shape) for value in vars(found).values()] == [(rows,)] * 5
+    assert [value.dtype for value in vars(found).values()] == [torch.int64] * 2 + [
+        torch.float32,
+        torch.int64,
+        torch.float32,
+    ]
+    assert ((found.probability_N >= 0) & (found.probability_N <= 1)).all()
+    assert found.score_N.isfinite().all()
+    ids = {*model.id_K.tolist(), NOISE}
+    assert ids.issuperset(found.cluster_N.tolist())
+    assert ids.issuperset(found.runner_up_N.tolist())
+    assert ((found.component_N >= 0) & (found.component_N < len(model.id_K))).all()
+    assert torch.equal(model.id_K[found.component_N], found.cluster_N)
+    assert ((found.runner_up_N == NOISE) | (found.runner_up_N != found.cluster_N)).all()
+
+
+pytestmark = pytest.mark.parametrize("kind", ALGORITHMS)
+
+
+def test_is_a_clusterer_with_ids_and_a_dimension(kind: str) -> None:
+    model = halfway(kind)
+    assert isinstance(model, Clusterer)
+    assert model.dim == 3
+    assert model.id_K.dtype == torch.int64
+    assert model.id_K.unique().numel() == model.id_K.numel()
+
+
+@settings(max_examples=15)
+@given(cut=st.integers(0, 300))
+@example(cut=0)
+def test_statistics_of_two_parts_add_up_to_those_of_the_whole(kind: str, cut: int) -> None:
+    x_ND, row_N, model = planted(300, spread=1.2)[0], torch.arange(300), halfway(kind)
+    parts = model.expect(x_ND[:cut], row_N[:cut]) + model.expect(x_ND[cut:], row_N[cut:])
+    assert_close(parts.tensors(), model.expect(x_ND, row_N).tensors(), relative=1e-9)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_statistics_and_assignments_do_not_depend_on_blocks(kind: str, size: int) -> None:
+    x_ND, row_N, model = planted(1003, spread=1.2)[0], torch.arange(1003), halfway(kind)
+    assert_close(total(model, x_ND, row_N, size).tensors(), model.expect(x_ND, row_N).tensors(), relative=1e-9)
+    assert_same(concatenate([model.assign(block) for block in x_ND.split(size)]), model.assign(x_ND))
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_a_whole_fit_does_not_depend_on_blocks_or_on_the_order_of_rows(kind: str, size: int) -> None:
+    x_ND, _ = planted(203, spread=3.0)
+    shuffle_N = torch.randperm(203, generator=torch.Generator().manual_seed(1))
+    first = start(config_for(kind, 4), summarise(x_ND))
+    whole = fit(first, x_ND, passes=12)
+    blocks = fit(first, x_ND[shuffle_N], shuffle_N, size, passes=12)
+    assert_close(blocks.tensors(), whole.tensors(), relative=1e-6)
+    assert_same(blocks.assign(x_ND[shuffle_N]), select(whole.assign(x_ND), shuffle_N))
+
+
+def test_the_same_seeds_give_the_same_model(kind: str) -> None:
+    x_ND, _ = planted(200, spread=2.0)
+    first = fit(start(config_for(kind, 4), summarise(x_ND, seed=5)), x_ND, passes=5)
+    torch.manual_seed(123)
+    again = fit(start(config_for(kind, 4), summarise(x_ND, seed=5)), x_ND, passes=5)
+    assert_close(again.tensors(), first.tensors(), relative=0.0)
+
+
+def test_a_saved_model_assigns_and_learns_as_before(kind: str) -> None:
+    x_ND, row_N, model = planted(300, spread=1.2)[0], torch.arange(300), halfway(kind)
+    payload = safetensors.torch.save(model.tensors())
+    again = load(config_for(kind, 4), safetensors.torch.load(payload))
+    assert torch.equal(again.id_K, model.id_K)
+    for name, value in vars(model.assign(x_ND)).items():
+        assert torch.equal(vars(again.assign(x_ND))[name], value), name
+    stats = model.expect(x_ND, row_N)
+    before, after = (m.maximize(stats, torch.Generator().manual_seed(0)) for m in (model, again))
+    assert_close(after.model.tensors(), before.model.tensors(), relative=0.0)
+    assert (after.objective, after.settled, after.moves) == (before.objective, before.settled, before.moves)
+
+
+def test_no_method_changes_the_model_or_the_statistics(kind: str) -> None:
+    x_ND, row_N, model = planted(300, spread=1.2)[0], torch.arange(300), halfway(kind)
+    stats = model.expect(x_ND, row_N)
+    tensors = {name: value.clone() for name, value in (model.tensors() | stats.tensors()).items()}
+    rows_ND = x_ND.clone()
+    model.assign(x_ND)
+    _ = stats + stats
+    model.maximize(stats, torch.Generator().manual_seed(0))
+    assert_close(model.tensors() | stats.tensors(), tensors, relative=0.0)
+    assert torch.equal(x_ND, rows_ND)
+
+
+def test_well_separated_gaussians_are_recovered_exactly(kind: str) -> None:
+    x_ND, label_N = planted(800)
+    found = fitted(kind, x_ND).assign(x_ND)
+    assert adjusted_rand_score(label_N, found.cluster_N) == 1
+    assert found.probability_N.min() > 0.999
+
+
+def test_rows_between_clusters_are_less_certain_and_far_rows_less_typical(kind: str) -> None:
+    x_ND, label_N = planted(800)
+    model = fitted(kind, x_ND)
+    centre_KD = torch.stack([x_ND[label_N == k].mean(dim=0) for k in range(4)])
+    found = model.assign(
+        torch.stack([centre_KD[0], centre_KD[0] + 0.5 * (centre_KD[1] - centre_KD[0]), centre_KD[0] * 2])
+    )
+    assert found.probability_N[1] < found.probability_N[0]
+    assert found.score_N[0] > found.score_N[1]
+    assert found.score_N[0] > found.score_N[2]
+    assert {int(found.cluster_N[1]), int(found.runner_up_N[1])} == set(model.assign(centre_KD[:2]).cluster_N.tolist())
+
+
+@pytest.mark.parametrize(
+    "x_ND",
+    [
+        torch.full((50, 3), 2.5),
+        torch.zeros(50, 3),
+        gaussian(5, 3).repeat(20, 1),
+        gaussian(8, 20),
+        torch.cat([gaussian(60, 2), torch.full((60, 1), 7.0)], dim=1),
+        planted(200)[0] + 1e5,
+        planted(200)[0] * 1e15,
+        planted(200)[0] * 1e-15,
+        planted(200, dim=1)[0],
+    ],
+    ids=[
+        "all rows equal",
+        "all rows zero",
+        "duplicates",
+        "fewer rows than dimensions",
+        "a constant dimension",
+        "far from zero",
+        "huge",
+        "tiny",
+        "one dimension",
+    ],
+)
+def test_hard_rows_settle_and_stay_finite(kind: str, x_ND: Tensor) -> None:
+    model = fitted(kind, x_ND)
+    assert all(value.double().isnan().sum() == 0 for value in model.tensors().values())
+    assert_sensible(model, x_ND)
+
+
+def test_rows_that_are_all_equal_are_one_cluster(kind: str) -> None:
+    x_ND = torch.full((50, 3), 2.5)
+    assert fitted(kind, x_ND).assign(x_ND).cluster_N.unique().numel() == 1
+
+
+def test_one_row_is_a_certain_cluster(kind: str) -> None:
+    x_ND = torch.tensor([[1.0, -2.0, 3.0]])
+    model = fitted(kind, x_ND, clusters=1)
+    assert_sensible(model, x_ND)
+    assert model.assign(x_ND).probability_N.tolist() == [1.0]
+    assert model.assign(x_ND).runner_up_N.tolist() == [NOISE]
+
+
+def test_equal_rows_share_a_cluster(kind: str) -> None:
+    x_ND = gaussian(25, 2).repeat(8, 1)
+    found = fitted(kind, x_ND).assign(x_ND)
+    assert torch.equal(found.cluster_N[:25].repeat(8), found.cluster_N)
+
+
+def test_assignments_of_overlapping_clusters_are_sensible(kind: str) -> None:
+    assert_sensible(halfway(kind), planted(300, spread=1.2)[0])
+
+
+def test_no_rows_are_no_assignments(kind: str) -> None:
+    assert_sensible(halfway(kind), torch.empty(0, 3))
+
+
+@pytest.mark.parametrize("method", ["expect", "assign"])
+def test_rows_of_another_dimension_are_refused_with_both_numbers(kind: str, method: str) -> None:
+    model, x_ND = halfway(kind), gaussian(4, 5)
+    with pytest.raises(ShoalError, match=r"5-d .* 3-d"):
+        model.expect(x_ND, torch.arange(4)) if method == "expect" else model.assign(x_ND)

@@ -1,0 +1,162 @@
+"""k-means by hand: means, inertia, the posterior it is the limit of, and clusters without rows."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor
+
+from models.clusterer import NOISE, DataSummary, Update
+from models.errors import ShoalError
+from models.kmeans import KMeans, KMeansConfig, start
+
+
+def kmeans(*centroid: float, variance: float = 1.0, tolerance: float = 1e-6) -> KMeans:
+    config = KMeansConfig(clusters=len(centroid), tolerance=tolerance)
+    return KMeans(config, torch.tensor(centroid, dtype=torch.float64)[:, None], variance, math.inf)
+
+
+def column(*value: float) -> Tensor:
+    return torch.tensor(value)[:, None]
+
+
+def step(model: KMeans, x_ND: Tensor) -> Update:
+    return model.maximize(model.expect(x_ND, torch.arange(len(x_ND))), torch.Generator())
+
+
+def summary(x_ND: Tensor, seed: int = 0) -> DataSummary:
+    covariance_DD = torch.cov(x_ND.double().T, correction=0).reshape(x_ND.shape[1], -1)
+    return DataSummary(len(x_ND), x_ND.double().mean(dim=0), covariance_DD, x_ND, seed)
+
+
+def test_statistics_by_hand() -> None:
+    stats = kmeans(0.0, 10.0).expect(column(1, 2, 9), torch.arange(3))
+    assert stats.count_K.tolist() == [2, 1]
+    assert stats.sum_KD.tolist() == [[3], [9]]
+    assert stats.inertia == 1 + 4 + 1
+
+
+def test_a_centroid_moves_to_the_mean_of_its_rows() -> None:
+    update = step(kmeans(0.0, 10.0), column(1, 2, 9))
+    assert isinstance(update.model, KMeans)
+    assert update.model.centroid_KD.tolist() == [[1.5], [9.0]]
+    assert update.objective == -6
+    assert update.moves == ()
+
+
+def test_the_variance_is_that_of_the_new_centroids() -> None:
+    update = step(kmeans(0.0, 10.0), column(1, 2, 9))
+    assert isinstance(update.model, KMeans)
+    assert update.model.variance == pytest.approx((0.25 + 0.25 + 0) / 3)
+
+
+def test_a_cluster_without_rows_keeps_its_centroid() -> None:
+    update = step(kmeans(0.0, 100.0), column(1, 3))
+    assert isinstance(update.model, KMeans)
+    assert update.model.centroid_KD.tolist() == [[2.0], [100.0]]
+
+
+def test_a_block_without_rows_adds_nothing() -> None:
+    stats = kmeans(0.0, 10.0).expect(torch.empty(0, 1), torch.arange(0))
+    assert stats.count_K.tolist() == [0, 0]
+    assert stats.inertia == 0
+
+
+@given(seed=st.integers(0, 1000))
+def test_no_pass_makes_the_inertia_larger(seed: int) -> None:
+    x_ND = torch.randn(80, 2, generator=torch.Generator().manual_seed(seed))
+    model = KMeans(KMeansConfig(clusters=6), x_ND[:6].double(), 1.0, math.inf)
+    objectives = []
+    for _ in range(6):
+        update = step(model, x_ND)
+        assert isinstance(update.model, KMeans)
+        model = update.model
+        objectives.append(update.objective)
+    assert all(after >= before * (1 + 1e-12) for before, after in pairwise(objectives))
+    assert objectives[-1] > objectives[0]
+
+
+def test_settled_when_the_inertia_falls_by_less_than_the_tolerance() -> None:
+    x_ND = column(0, 1, 10, 11)  # centroids 0 and 10: inertia 2; then 0.5 and 10.5: inertia 1; then no change
+    first = step(kmeans(0.0, 10.0), x_ND)
+    assert not first.settled
+    second = step(first.model, x_ND)  # type: ignore[arg-type]
+    assert not second.settled
+    assert second.objective == -1
+    assert step(second.model, x_ND).settled  # type: ignore[arg-type]
+
+
+def test_rows_on_their_centroids_settle() -> None:
+    x_ND = column(0, 0, 5)
+    assert step(step(kmeans(0.0, 5.0), x_ND).model, x_ND).settled  # type: ignore[arg-type]
+
+
+def test_assignment_by_hand() -> None:
+    found = kmeans(0.0, 4.0, 100.0, variance=2.0).assign(column(1, 3, 2))
+    assert found.cluster_N.tolist() == [0, 1, 0]  # the tie goes to the first
+    assert found.runner_up_N.tolist() == [1, 0, 1]
+    assert found.score_N.tolist() == [-1, -1, -4]
+    sure = 1 / (1 + math.exp(-(9 - 1) / (2 * 2)))
+    assert found.probability_N.tolist() == pytest.approx([sure, sure, 0.5])
+
+
+def test_probability_is_the_posterior_of_equal_spherical_gaussians() -> None:
+    x_ND = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    model = KMeans(KMeansConfig(clusters=4), x_ND[:4].double(), 0.7, math.inf)
+    density_NK = torch.stack(
+        [
+            torch.distributions.MultivariateNormal(mean_D, 0.7 * torch.eye(3).double()).log_prob(x_ND.double())
+            for mean_D in model.centroid_KD
+        ],
+        dim=1,
+    )
+    torch.testing.assert_close(model.assign(x_ND).probability_N, density_NK.softmax(dim=1).amax(dim=1).float())
+
+
+def test_without_variance_the_nearest_is_certain_and_equals_share() -> None:
+    found = kmeans(0.0, 5.0, 5.0, variance=0.0).assign(column(0, 5, 1))
+    assert found.probability_N.tolist() == [1.0, 0.5, 1.0]
+    assert found.cluster_N.tolist() == [0, 1, 0]
+
+
+def test_a_lone_cluster_has_no_runner_up() -> None:
+    assert kmeans(3.0).assign(column(1, 2)).runner_up_N.tolist() == [NOISE, NOISE]
+
+
+def test_scores_do_not_lose_digits_far_from_zero() -> None:
+    found = kmeans(1e6, 1e6 + 4).assign(column(1e6 + 1, 1e6 + 3))
+    assert found.score_N.tolist() == [-1, -1]
+
+
+def test_start_measures_the_variance_on_the_sample() -> None:
+    model = start(KMeansConfig(clusters=2), summary(torch.tensor([[0.0, 0.0], [2.0, 0.0], [50.0, 0.0], [52.0, 0.0]])))
+    assert model.centroid_KD.sort(dim=0).values.tolist() == [[1.0, 0.0], [51.0, 0.0]]
+    assert model.variance == pytest.approx(4 / (4 * 2))
+
+
+def test_more_clusters_than_rows_is_refused() -> None:
+    with pytest.raises(ShoalError, match="5 clusters"):
+        start(KMeansConfig(clusters=5), summary(column(1, 2)))
+
+
+def test_fewer_distinct_rows_than_clusters_leave_clusters_empty() -> None:
+    x_ND = column(*[0.0] * 6, *[8.0] * 6)
+    model = start(KMeansConfig(clusters=4), summary(x_ND))
+    for _ in range(3):
+        model = step(model, x_ND).model  # type: ignore[assignment]
+    found = model.assign(x_ND)
+    assert len(model.id_K) == 4
+    assert found.cluster_N.unique().numel() == 2
+    assert found.score_N.abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("setting", [{"clusters": 0}, {"clusters": 2, "restarts": 0}, {"clusters": 2, "k": 3}, {}])
+def test_impossible_settings_are_refused(setting: dict[str, int]) -> None:
+    with pytest.raises(ValidationError):
+        KMeansConfig(**setting)  # type: ignore[arg-type]
