@@ -62,9 +62,9 @@ def demo(
     json: Json = None,
 ) -> None:
     """Cluster 1,797 handwritten digits, from images to a report."""
-    from jobs.demo import Demo
+    from jobs.demo import demo as demo_run
 
-    _carry_out(lambda settings: Demo(output, settings), config or Path("digits"), sets, dry_run, json)
+    _carry_out(lambda settings: demo_run(output, settings), config or Path("digits"), sets, dry_run, json)
 
 
 @app.command()
@@ -78,10 +78,10 @@ def run(
     json: Json = None,
 ) -> None:
     """The whole job: shards, embeddings, clusters without K, scores and a report. Continues where it stopped."""
-    from jobs.run import Run
+    from jobs.run import whole_job
 
     sets = [*sets, *_reject_setting(max_reject_fraction)]
-    _carry_out(lambda settings: Run(source, output, settings), config, sets, dry_run, json)
+    _carry_out(lambda settings: whole_job(source, output, settings), config, sets, dry_run, json)
 
 
 @app.command()

@@ -18,12 +18,20 @@ from jobs.report.data import ReportConfig
 from models.backbones import BackboneConfig
 from models.config import Config
 from models.errors import ShoalError
-from models.reduce import UMAPConfig
-from pipeline.cluster.fit import FitConfig
+from pipeline.cluster.config import ClusterConfig
+from pipeline.evaluate.evaluate import EvaluateConfig
+from pipeline.extract.extract import ExtractConfig
 from pipeline.ingest.decode import DecodeConfig
 from pipeline.ingest.write import ShardConfig
 
-__all__ = ["RayConfig", "RunConfig", "as_yaml", "digest", "resolve"]
+__all__ = ["ImportConfig", "RayConfig", "RunConfig", "as_yaml", "digest", "resolve"]
+
+
+class ImportConfig(Config):
+    """What `shoal import` is to know of embeddings that were made elsewhere."""
+
+    backbone: str = Field(default="imported", min_length=1, description="what made them, for the table's properties")
+    l2_normalise: bool = Field(default=False, description="scale each embedding to length 1")
 
 
 class RunConfig(Config):
@@ -32,10 +40,13 @@ class RunConfig(Config):
     shards: ShardConfig = Field(default_factory=ShardConfig)
     decode: DecodeConfig = Field(default_factory=DecodeConfig)
     backbone: BackboneConfig = Field(default_factory=BackboneConfig)
-    cluster: FitConfig = Field(default_factory=FitConfig)
+    extract: ExtractConfig = Field(default_factory=ExtractConfig)
+    imports: ImportConfig = Field(default_factory=ImportConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     baseline: bool = Field(
         default=True, description="also run k-means given the true number of clusters, for comparison"
     )
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
     ray: RayConfig = Field(default_factory=RayConfig)
     max_reject_fraction: float = Field(

@@ -16,6 +16,7 @@ class State(StrEnum):
 
     TO_DO = "to do"
     PARTLY = "partly done"
+    CHECKED = "there, kept if unchanged"
     DONE = "done, skipped"
 
 

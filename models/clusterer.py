@@ -44,7 +44,9 @@ class Stats(Protocol):
 
     def __add__(self, other: Self) -> Self: ...
 
-    def tensors(self) -> dict[str, Tensor]: ...
+    def tensors(self) -> dict[str, Tensor]:
+        """For safetensors."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,21 @@ class Clusterer(Protocol):
         ...
 
     @property
-    def dim(self) -> int: ...
+    def dim(self) -> int:
+        """D of the rows it takes."""
+        ...
 
     def expect(self, x_ND: Tensor, row_N: Tensor) -> Stats:
         """Statistics of one block of rows; any randomness is keyed by `row_N` (int64), never by block."""
         ...
 
-    def maximize(self, stats: Stats, rng: torch.Generator) -> Update: ...
+    def maximize(self, stats: Stats, rng: torch.Generator) -> Update:
+        """The next model, from the statistics of all rows."""
+        ...
 
-    def assign(self, x_ND: Tensor) -> Assignment: ...
+    def assign(self, x_ND: Tensor) -> Assignment:
+        """What the model says of each row. Raises ShoalError when `x_ND` has another dimension."""
+        ...
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that `load` needs beside the config, for safetensors."""
@@ -94,6 +102,7 @@ class DataSummary:
 
     @property
     def dim(self) -> int:
+        """D."""
         return int(self.mean_D.shape[0])
 
     @property

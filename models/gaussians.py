@@ -46,6 +46,7 @@ class Moments:
         return self.second_KDD - self.sum_KD[:, :, None] * self.mean_KD[:, None, :]
 
     def tensors(self) -> dict[str, Tensor]:
+        """For safetensors."""
         return {"count_K": self.count_K, "sum_KD": self.sum_KD, "second_KDD": self.second_KDD}
 
 
@@ -84,6 +85,7 @@ def factorize(covariance_KDD: Tensor) -> Tensor:
     covariance_KDD = (covariance_KDD + covariance_KDD.mT) / 2
     scale_K = covariance_KDD.diagonal(dim1=-2, dim2=-1).mean(dim=-1).clamp_min(_LEAST_VARIANCE)
     eye_DD = torch.eye(covariance_KDD.shape[-1], dtype=covariance_KDD.dtype, device=covariance_KDD.device)
+    chol_KDD: Tensor
     chol_KDD, failed_K = torch.linalg.cholesky_ex(covariance_KDD)
     jitter = _JITTER
     while bool(failed_K.any()) and math.isfinite(jitter):
@@ -97,8 +99,8 @@ def factorize(covariance_KDD: Tensor) -> Tensor:
 
 def log_determinant(chol_KDD: Tensor) -> Tensor:
     """Log determinant of each factorised matrix."""
-    root_KD: Tensor = chol_KDD.diagonal(dim1=-2, dim2=-1)
-    return 2 * root_KD.log().sum(dim=-1)
+    log_determinant_K: Tensor = 2 * chol_KDD.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+    return log_determinant_K
 
 
 @dataclass(frozen=True)

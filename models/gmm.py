@@ -110,7 +110,7 @@ class GMM:
             "log_weight_K": self.log_weight_K,
             "origin_D": self.gaussians.origin_D,
             "mean_KD": self.gaussians.mean_KD,
-            "chol_KDD": self.gaussians.chol_KDD,
+            "chol_KDD": self.gaussians.chol_KDD.contiguous(),
             "floor_log_likelihood": torch.tensor([self.floor, self.log_likelihood], dtype=torch.float64),
         }
 

@@ -2,8 +2,8 @@
 
 Shapes: N rows, M sampled rows, D dimensions, K centroids. FAISS computes in float32 as |x|^2 - 2xc + |c|^2, which loses
 the distances of points that lie far from 0, and it ends the process when a square overflows. So rows go to it centred,
-and divided by a power of two, which rounds nothing. Its ties and near ties (1e-6) may break differently in another block
-of rows: `squared_distances` is for those who cannot have that. Thread counts are the caller's.
+and divided by a power of two, which rounds nothing. Its ties and near ties (1e-6) may break differently in another
+block of rows: `squared_distances` is for those who cannot have that. Thread counts are the caller's.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import Formatter, FuncFormatter, MaxNLocator
 
 from jobs.report.colours import NOISE_COLOUR
 from jobs.report.data import MapPoints, Pass
@@ -36,10 +36,21 @@ _TIDY = re.compile(
 )
 
 
-def _short(value: float, _: int | None = None) -> str:
-    """A tick's number, in millions or thousand millions when it is that large."""
-    size, unit = next(((size, unit) for size, unit in ((1e9, " bn"), (1e6, " M")) if abs(value) >= size), (1.0, ""))
-    return f"{value / size:,.10g}{unit}".replace("-", "−")
+def _short(value: float, largest: float) -> str:
+    """A tick's number, in the unit that suits the `largest` one."""
+    size, unit = next(((size, unit) for size, unit in ((1e9, " bn"), (1e6, " M")) if largest >= size), (1.0, ""))
+    return f"{value / size:,.10g}{unit if value else ''}".replace("-", "−")
+
+
+class _Short(Formatter):
+    """One unit for all ticks of an axis."""
+
+    def format_ticks(self, values: Any) -> list[str]:
+        largest = max((abs(float(value)) for value in values), default=0.0)
+        return [_short(float(value), largest) for value in values]
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return _short(x, abs(x))
 
 
 _STYLE: dict[Any, Any] = {  # matplotlib's type of a name differs from version to version
@@ -81,10 +92,11 @@ def history_chart(history: Sequence[Pass], label: str) -> Markup:
         above.set_ylim(bottom=0)
         above.yaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
         below.set_ylabel("objective")
-        below.yaxis.set_major_locator(MaxNLocator(4))
-        below.yaxis.set_major_formatter(FuncFormatter(_short))
+        below.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+        below.yaxis.set_major_formatter(_Short())
         below.set_xlabel("pass")
         below.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+        figure.align_ylabels()
         return _svg(figure, label)
 
 
@@ -100,7 +112,6 @@ def size_chart(sizes: Mapping[int, int], colour_of: Mapping[int, str], label: st
         else:
             _ranked(axes, size_K)
         axes.set_ylabel("images")
-        axes.yaxis.set_major_formatter(FuncFormatter(_short))
         return _svg(figure, label)
 
 
@@ -110,6 +121,7 @@ def _named_bars(axes: Axes, ids: Sequence[int], size_K: np.ndarray, colour_of: M
     axes.tick_params(axis="x", length=0)
     axes.set_xlim(-0.6, max(len(ids), 4) - 0.4)  # a single bar does not become a wall
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(_Short())
     axes.set_xlabel("cluster")
 
 
@@ -119,8 +131,10 @@ def _ranked(axes: Axes, size_K: np.ndarray) -> None:
     axes.set_xlabel("clusters, largest first")
     if size_K[0] > 50 * size_K[-1]:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value, value)))
     else:
         axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(_Short())
 
 
 def map_chart(points: MapPoints, colour_of: Mapping[int, str], linked: Sequence[int], label: str) -> Markup:

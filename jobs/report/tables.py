@@ -66,7 +66,7 @@ _COLUMNS = (
     ("purity", "Purity", "share of images with their cluster's majority label; grows with the number of clusters", ""),
     ("homogeneity", "Homogeneity", "1 when each cluster holds one label; grows with the number of clusters", ""),
     ("completeness", "Completeness", "1 when each label lies in one cluster; falls with the number of clusters", ""),
-    ("silhouette", "Silhouette", "how much nearer images are to their own cluster than to the next, -1 to 1", "up"),
+    ("silhouette", "Silhouette", "how much nearer images are to their own cluster than to the next, −1 to 1", "up"),
     (
         "davies_bouldin",
         "Davies–Bouldin",

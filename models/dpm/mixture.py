@@ -1,10 +1,11 @@
 """A Dirichlet-process mixture of Gaussians as a Clusterer: K is found by splits and merges.
 
-Every cluster carries two subclusters. A sweep gives each row to its most probable cluster and subcluster, sums the moments
-of the 2K subclusters, and from those alone re-estimates, splits, merges and removes. No state is kept per row.
+Every cluster carries two subclusters. A sweep gives each row to its most probable cluster and subcluster, sums the
+moments of the 2K subclusters, and from those alone re-estimates, splits, merges and removes. No state is kept per row.
 
-Shapes: N rows, D dimensions, K clusters, 2 subclusters each. Source: Chang and Fisher (2013) for subcluster splits; hard
-assignments (maximisation-expectation, Kurihara and Welling 2009) in place of sampled labels, so that a sweep is deterministic.
+Shapes: N rows, D dimensions, K clusters, 2 subclusters each. Source: Chang and Fisher (2013) for subcluster splits;
+hard assignments (maximisation-expectation, Kurihara and Welling 2009) in place of sampled labels, so that a sweep is
+deterministic.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class DPMStats:
         return DPMStats(self.halves + other.halves)
 
     def tensors(self) -> dict[str, Tensor]:
+        """For safetensors."""
         return {f"halves.{name}": value for name, value in self.halves.tensors().items()}
 
 
@@ -50,10 +52,12 @@ class DPM:
 
     @property
     def id_K(self) -> Tensor:
+        """Stable ids; the larger child of a split keeps its parent's."""
         return self.population.id_K
 
     @property
     def dim(self) -> int:
+        """D."""
         return self.prior.dim
 
     def expect(self, x_ND: Tensor, row_N: Tensor) -> DPMStats:

@@ -1,7 +1,7 @@
 """Splits and merges: log Hastings ratios from Moments alone, and which proposals do not conflict.
 
-Source: the subcluster splits and merges of Chang and Fisher (2013), Parallel sampling of DP mixture models using sub-clusters
-splits, with the Hastings ratio as Ronen, Finder and Freifeld (2022), DeepDPM, state it.
+Source: the moves of Chang and Fisher (2013), Parallel sampling of DP mixture models using sub-clusters splits, with the
+Hastings ratio as Ronen, Finder and Freifeld (2022), DeepDPM, state it.
 """
 
 from __future__ import annotations

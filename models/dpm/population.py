@@ -40,6 +40,7 @@ class Population:
         )  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
+        """For safetensors."""
         return {
             "id_K": self.id_K,
             "next_id": torch.tensor([self.next_id]),
@@ -57,6 +58,7 @@ class Population:
 
     @staticmethod
     def from_tensors(origin_D: Tensor, tensors: dict[str, Tensor]) -> Population:
+        """The inverse of `tensors`."""
         return Population(
             id_K=tensors["id_K"],
             next_id=int(tensors["next_id"]),

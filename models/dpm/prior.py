@@ -1,7 +1,8 @@
 """The normal-inverse-Wishart prior: posterior, mode, exact log marginal likelihood.
 
-Shapes: K sets of rows, D dimensions. Source: Murphy (2007), Conjugate Bayesian analysis of the Gaussian distribution,
-section 9 (posterior eq. 250-254, marginal likelihood eq. 266). Means are about the prior mean, which is the origin of the Moments.
+Shapes: K sets of rows, D dimensions. Means are about the prior mean, which is the origin of the Moments.
+Source: Murphy (2007), Conjugate Bayesian analysis of the Gaussian distribution, section 9: posterior (eq. 250-254) and
+marginal likelihood (eq. 266).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class NIW:
 
     @property
     def dim(self) -> int:
+        """D."""
         return int(self.mean_D.shape[0])
 
     def posterior_scale(self, moments: Moments) -> Tensor:

@@ -105,7 +105,7 @@ def reduction_of(table: Collection, config: ClusterConfig, version: int, on_prog
 
 
 def write_fit(table: Collection, config: ClusterConfig, version: int, reduction: Reduction, fit: Fit) -> Artifact:
-    """Store parameters, statistics, settings and provenance of a fit; without a clock, so equal fits are one artifact."""
+    """Store parameters, statistics, settings and provenance of a fit; no clock, so equal fits are one artifact."""
     manifest = {
         "config": config.model_dump(mode="json"),
         "table": table.samples.properties.model_dump(mode="json"),

@@ -106,6 +106,8 @@ def _groups(results: Iterable[ShardResult], config: ExtractConfig) -> Iterator[l
     group: list[ShardResult] = []
     started = time.monotonic()
     for result in results:
+        if result.fatal is not None:
+            raise ShoalError(result.fatal)
         group.append(result)
         if len(group) >= config.commit_shards or time.monotonic() - started >= config.commit_interval_s:
             yield group

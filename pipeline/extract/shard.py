@@ -40,7 +40,7 @@ class Job:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What became of a shard. With a `failure` it has no files, is not committed, and the next run tries it again."""
+    """What became of a shard. With a `failure` or `fatal` it has no files, and the next run tries it again."""
 
     shard: str
     files: tuple[WrittenFile, ...] = ()
@@ -48,7 +48,8 @@ class ShardResult:
     rejects: Mapping[str, int] = field(default_factory=dict)  # by reason
     examples: tuple[Reject, ...] = ()
     summary: ShardSummary | None = None
-    failure: str | None = None
+    failure: str | None = None  # of this shard alone
+    fatal: str | None = None  # no shard can be extracted before this is put right
 
 
 class _UnreadableError(Exception):

@@ -21,7 +21,8 @@ _WEBDATASET_META = re.compile(r"__[^/]*__($|/)")
 def split_name(name: str) -> tuple[str, str] | None:
     """Key and lower-case suffix, divided at the first dot of the last path component as WebDataset divides them.
 
-    None for what is no part of a sample: hidden files, names without a dot, WebDataset's own `__…__` entries.
+    None for what is no part of a sample: names without a dot, WebDataset's own `__…__` entries, and hidden files
+    (of `d/._a.jpg`, which macOS adds to archives, WebDataset would make a sample `d/`).
     """
     folder, slash, base = name.rpartition("/")
     stem, _, suffix = base.partition(".")

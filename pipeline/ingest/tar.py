@@ -117,9 +117,13 @@ def read_members(stream: Readable, max_bytes: int) -> Iterator[Member | Other | 
             return
         found_any, lost_from = True, None
         try:
-            yield _read_member(blocks, _resolve(blocks, header), max_bytes)
+            item = _read_member(blocks, _resolve(blocks, header), max_bytes)
         except _DamagedError:
             lost_from = header.start
+            continue
+        yield item
+        if isinstance(item, Gap) and item.reason == Reason.truncated_shard:
+            return
 
 
 def _find_header(blocks: _Blocks, lost_from: int | None) -> tuple[_Header | None, Gap | None]:

@@ -102,7 +102,7 @@ def read_artifact(path: str | Path) -> Artifact:
         stored = json.loads((folder / MANIFEST).read_text())
         packed = (folder / TENSORS).read_bytes()
         kind, manifest, expected = stored["kind"], stored["manifest"], stored["digest"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise TableError(
             f"{path} is no artifact, a folder with {MANIFEST} and {TENSORS} ({type(error).__name__}: {error}); "
             "give the folder that `shoal cluster` wrote."

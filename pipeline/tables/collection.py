@@ -131,7 +131,7 @@ def _mark(folder: Path) -> None:
 def _check_marker(marker: Path) -> None:
     try:
         found = json.loads(marker.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TableError(f"{marker} cannot be read ({error}); it should say {json.dumps(FORMAT)}.") from error
     if found != FORMAT:
         raise TableError(

@@ -38,7 +38,7 @@ def gaussian(rows: int, dim: int, seed: int = 0) -> Tensor:
 
 
 def planted(rows: int, dim: int = 3, spread: float = 20.0) -> tuple[Tensor, Tensor]:
-    """Four unit Gaussians at random vertices' distance from each other, and which one each row came from."""
+    """Four unit Gaussians around vertices of a cube, 2.8 `spread` apart, and which one each row came from."""
     label_N = torch.arange(rows) % 4
     centre_KD = torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, 1.0], [-1.0, 1.0, -1.0], [1.0, -1.0, -1.0]])
     return gaussian(rows, dim) + spread * centre_KD[label_N, :dim], label_N
@@ -205,17 +205,20 @@ def test_well_separated_gaussians_are_recovered_exactly(kind: str) -> None:
     assert found.probability_N.min() > 0.999
 
 
-def test_rows_between_clusters_are_less_certain_and_far_rows_less_typical(kind: str) -> None:
-    x_ND, label_N = planted(800)
-    model = fitted(kind, x_ND)
+def test_rows_between_clusters_are_uncertain_and_far_rows_untypical(kind: str) -> None:
+    x_ND, label_N = planted(800, spread=4.0)
     centre_KD = torch.stack([x_ND[label_N == k].mean(dim=0) for k in range(4)])
-    found = model.assign(
-        torch.stack([centre_KD[0], centre_KD[0] + 0.5 * (centre_KD[1] - centre_KD[0]), centre_KD[0] * 2])
+    way_N1 = torch.linspace(0, 1, 401)[:, None]
+    found = fitted(kind, x_ND).assign(
+        torch.cat([centre_KD[0] + way_N1 * (centre_KD[1] - centre_KD[0]), 2 * centre_KD[:1]])
     )
-    assert found.probability_N[1] < found.probability_N[0]
-    assert found.score_N[0] > found.score_N[1]
-    assert found.score_N[0] > found.score_N[2]
-    assert {int(found.cluster_N[1]), int(found.runner_up_N[1])} == set(model.assign(centre_KD[:2]).cluster_N.tolist())
+    here, there = int(found.cluster_N[0]), int(found.cluster_N[400])
+    assert here != there
+    middle = int(found.probability_N.argmin())
+    assert {int(found.cluster_N[middle]), int(found.runner_up_N[middle])} == {here, there}
+    assert found.probability_N[middle] < 0.6
+    assert found.probability_N[[0, 400]].min() > 0.999
+    assert found.score_N[0] > found.score_N[[middle, 401]].max()
 
 
 @pytest.mark.parametrize(

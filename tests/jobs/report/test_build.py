@@ -109,30 +109,44 @@ def test_sections_follow_what_there_is(digits_report: ReportData, bare_report: R
 
 
 def test_text_of_the_data_is_never_markup(digits_report: ReportData) -> None:
-    picture = replace(digits_report.sheets[0].typical[0], key=ATTACK, shard=ATTACK, label=ATTACK)
-    sheet = replace(digits_report.sheets[0], typical=(picture,), majority_label=ATTACK + " ", event=ATTACK, parents=())
+    hostile: list[str] = []
+
+    def bad() -> str:
+        hostile.append(f"{ATTACK}-{len(hostile)}-")
+        return hostile[-1]
+
     assert digits_report.contingency is not None and digits_report.map is not None
-    labels = (ATTACK, *digits_report.contingency.labels[1:])
+    picture = replace(digits_report.sheets[0].typical[0], label=bad())
+    sheet = replace(digits_report.sheets[0], typical=(picture,), majority_label=bad(), event=bad(), parents=())
     data = replace(
         digits_report,
-        title=ATTACK,
-        summary=Summary(1, 1, ATTACK, ATTACK, ATTACK, 3, ATTACK, {ATTACK: 1.0}, 1, 0, {ATTACK: 1}, {ATTACK: 1.0}),
+        title=bad(),
+        summary=Summary(1, 1, bad(), bad(), bad(), 3, bad(), {bad(): 1.0}, 1, 0, {bad(): 1}, {bad(): 1.0}),
         sheets=(sheet,),
-        scores=(replace(digits_report.scores[0], name=ATTACK),),
-        map=replace(digits_report.map, method=ATTACK),
-        contingency=replace(digits_report.contingency, labels=labels),
-        moves=(MoveRow(1, ATTACK, (0,), 0.0, False, ATTACK),),
-        rejects=(RejectRow(ATTACK, ATTACK, ATTACK, 0, 1, ATTACK),),
-        provenance={ATTACK: ATTACK},
-        config_yaml=ATTACK,
+        scores=(replace(digits_report.scores[0], name=bad()),),
+        map=replace(digits_report.map, method=bad()),
+        contingency=replace(digits_report.contingency, labels=(bad(), *digits_report.contingency.labels[1:])),
+        moves=(MoveRow(1, bad(), (0,), 0.0, False, bad()),),
+        rejects=(RejectRow(bad(), bad(), bad(), 0, 1, bad()),),
+        provenance={bad(): bad()},
+        config_yaml=bad(),
     )
     html = render(data, ReportConfig())
-    made = Page(html)
     assert "<script" not in html and "<img src=x" not in html
+    made = Page(html)
     assert not made.attribute("onerror")
-    assert made.text.count(ATTACK) == 26
-    without_pictures = replace(sheet, typical=(replace(picture, image=None),), uncertain=())
-    assert "<script" not in render(replace(data, sheets=(without_pictures,)), ReportConfig())
+    assert [text for text in hostile if text not in made.text] == []
+
+
+@pytest.mark.parametrize("image", [None, b"broken", "as it was"])
+def test_keys_and_shards_are_never_markup(digits_report: ReportData, image: bytes | str | None) -> None:
+    first = digits_report.sheets[0].typical[0]
+    bad = replace(first, key=ATTACK, shard=ATTACK, image=first.image if isinstance(image, str) else image)
+    html = render(replace(digits_report, sheets=(Sheet(0, 9, (bad,), (bad,)),)), ReportConfig())
+    assert "<script" not in html and "<img src=x" not in html
+    made = Page(html)
+    assert not made.attribute("onerror")
+    assert sum(f"{ATTACK}, in {ATTACK}" in title for title in made.attribute("title")) == 2
 
 
 def test_sheets_are_capped_to_the_largest_clusters(bare_report: ReportData) -> None:

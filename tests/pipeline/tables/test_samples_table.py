@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,23 @@ def test_of_two_writers_of_a_shard_the_second_loses(samples: SamplesTable, rows:
     assert other.commit([other.write(rows("a", range(4)))], ("second", 1)) == 2
 
 
+def test_of_many_writers_at_once_one_wins_each_shard(samples: SamplesTable, rows: Rows) -> None:
+    def write_all(writer: int) -> int:
+        mine, won = SamplesTable.open(samples.path), 0
+        for shard in ("a", "b", "c"):
+            try:
+                mine.commit([mine.write(rows(shard, range(writer + 1)))])
+                won += 1
+            except TableError as error:
+                assert "lost a race" in str(error)
+        return won
+
+    with ThreadPoolExecutor(4) as pool:
+        wins = list(pool.map(write_all, range(4)))
+    assert sum(wins) == len(samples.files()) == 3
+    assert sorted(file.shard for file in samples.files()) == ["a", "b", "c"]
+
+
 def test_metadata_of_a_commit_is_in_its_history(samples: SamplesTable, rows: Rows) -> None:
     samples.commit([samples.write(rows("a", range(1)))], metadata={"shoal": "0.1.0", "config": "c0ffee"})
     (entry,) = DeltaTable(samples.path).history(1)
@@ -190,7 +208,7 @@ def test_other_properties_are_refused_and_both_are_named(samples: SamplesTable, 
 
 
 def test_rows_that_do_not_fit_are_refused(samples: SamplesTable, rows: Rows, reject: Rows) -> None:
-    with pytest.raises(TableError, match="2-d but the table at .* holds 3-d"):
+    with pytest.raises(TableError, match=r"2-d but the table at .* holds 3-d"):
         samples.write(rows("a", range(4), dimension=2))
     with pytest.raises(TableError, match="exactly one shard but 2"):
         samples.write(pa.concat_tables([rows("a", range(4)), rows("b", range(4))]))
@@ -245,8 +263,8 @@ def test_discarded_files_are_deleted(samples: SamplesTable, rows: Rows) -> None:
 
 
 def test_a_pickled_table_writes_and_the_original_commits(samples: SamplesTable, rows: Rows) -> None:
-    worker = pickle.loads(pickle.dumps(samples))
-    written = pickle.loads(pickle.dumps(worker.write(rows("a", range(4)))))
+    worker = pickle.loads(pickle.dumps(samples))  # noqa: S301 - our own
+    written = pickle.loads(pickle.dumps(worker.write(rows("a", range(4)))))  # noqa: S301
     samples.commit([written])
     assert worker.count() == 4
 

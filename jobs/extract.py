@@ -1,0 +1,96 @@
+"""`shoal extract INPUT... --output TABLE`: shards into a table of embeddings."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.config import RunConfig
+from jobs.context import local_ray
+from jobs.figures import Figures, Row
+from jobs.rejects import reject_tables, reject_values, shortfall
+from jobs.steps import State, Step
+from models.errors import ShoalError
+from pipeline.extract.extract import extract
+from pipeline.extract.summary import ExtractSummary
+from pipeline.ingest.shards import list_shards
+from pipeline.progress import Progress
+from pipeline.tables.collection import Collection
+from pipeline.tables.schema import OK, REJECTED
+
+
+@dataclass(frozen=True)
+class Extract:
+    """Embed the images of shards that are not in the table yet."""
+
+    inputs: tuple[str, ...]
+    table: str
+    config: RunConfig
+
+    def plan(self) -> list[Step]:
+        """Counts the shards, and those of them that are in the table."""
+        shards = list_shards(self.inputs)
+        done = len(_done(self.table) & set(shards))
+        state = State.TO_DO if not done else State.DONE if done == len(shards) else State.PARTLY
+        what = f"{len(shards):,} shards with {self.config.backbone.name} into {self.table} ({done:,} are in it)"
+        return [Step("extract", what, state)]
+
+    def run(self, on_progress: Progress) -> Figures:
+        """Starts a Ray only if a shard is left. Raises ShoalError if there is no embedding afterwards."""
+        shards = list_shards(self.inputs)
+        collection = Collection.create(self.table)
+        left = set(shards) - _done(self.table)
+        with local_ray(self.config.ray) if left else nullcontext():
+            summary = extract(
+                shards, collection, self.config.backbone, self.config.extract, self.config.decode, on_progress
+            )
+        return self._figures(collection, summary)
+
+    def _figures(self, table: Collection, summary: ExtractSummary) -> Figures:
+        samples = table.samples
+        images, rejects = samples.count(OK), samples.count(REJECTED)
+        values = {
+            **reject_values(images, rejects),
+            "new_images": summary.images,
+            "shards": summary.shards_done + summary.shards_skipped,
+            "new_shards": summary.shards_done,
+            "changed_shards": len(summary.shards_changed),
+            "failed_shards": len(summary.shards_failed),
+            "dimension": samples.properties.dimension,
+            "backbone": samples.properties.backbone,
+            "table": str(table.path),
+            "images_per_second": summary.images_per_second,
+            "seconds": summary.seconds,
+        }
+        changed: list[Row] = [{"shard": shard} for shard in summary.shards_changed]
+        failed: list[Row] = [{"shard": shard, "why": why} for shard, why in summary.shards_failed.items()]
+        tables = {**reject_tables(table), "changed_since_they_were_read": changed, "could_not_be_read_now": failed}
+        return Figures("extract", values, tables, self._shortfall(images, rejects, summary))
+
+    def _shortfall(self, images: int, rejects: int, summary: ExtractSummary) -> str:
+        if summary.shards_failed:
+            shard, why = next(iter(summary.shards_failed.items()))
+            return (
+                f"{len(summary.shards_failed)} shards could not be read now, first {shard} ({why}); "
+                "the same command tries them again."
+            )
+        return shortfall(images, rejects, self.config.max_reject_fraction)
+
+
+def require_embeddings(figures: Figures) -> None:
+    """Raise ShoalError if nothing came out, for there is nothing to cluster then."""
+    if figures.values["images"]:
+        return
+    reasons = ", ".join(f"{row['samples']} {row['reason']}" for row in figures.tables.get("rejects_by_reason", ()))
+    raise ShoalError(
+        f"No image could be embedded: all {figures.values['rejects']} samples were rejected ({reasons}); "
+        f"`shoal extract` names the first of them."
+    )
+
+
+def _done(table: str) -> set[str]:
+    if not Path(table).expanduser().exists():
+        return set()
+    collection = Collection.open(table) if any(Path(table).expanduser().iterdir()) else None
+    return collection.samples.done_shards() if collection is not None and collection.has_samples() else set()

@@ -1,0 +1,59 @@
+"""The folder that a run writes: marked as ours before anything else goes in, and nobody else's is touched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from models.errors import ShoalError
+from pipeline.tables.collection import RUN_FOLDER, Collection
+
+MARKER = "run.json"
+FORMAT = {"format": "shoal-run", "version": 1}
+
+
+class RunFolder:
+    """Where a run keeps what."""
+
+    def __init__(self, path: str) -> None:
+        """Raises ShoalError, and touches nothing, if the folder belongs to something else."""
+        if "://" in path:
+            raise ShoalError(f"--output {path} is a URL; a run goes into a local folder.")
+        self.path = Path(path).expanduser().absolute()
+        self._check()
+        self.shards = self.path / "shards"
+        self.table = self.path / RUN_FOLDER
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.json"
+        self.report = self.path / "report.html"
+
+    def make(self) -> None:
+        """Create and mark the folder, if that is not done."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.path / MARKER).exists():
+            (self.path / MARKER).write_text(f"{json.dumps(FORMAT)}\n", encoding="utf-8")
+
+    def has_embeddings(self) -> bool:
+        """Whether there is a table with samples."""
+        return self.table.is_dir() and any(self.table.iterdir()) and Collection.open(self.table).has_samples()
+
+    def _check(self) -> None:
+        if not self.path.exists() and not self.path.is_symlink():
+            return
+        if not self.path.is_dir():
+            raise ShoalError(f"{self.path} is not a folder; give --output a new or an empty one.")
+        names = sorted(entry.name for entry in self.path.iterdir())
+        if names and MARKER not in names:
+            some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise ShoalError(f"{self.path} belongs to something else: it holds {some}; give a new or an empty folder.")
+        if MARKER in names:
+            _check_marker(self.path / MARKER)
+
+
+def _check_marker(marker: Path) -> None:
+    try:
+        found = json.loads(marker.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ShoalError(f"{marker} is not what a run writes ({error}); give --output another folder.") from error
+    if found != FORMAT:
+        raise ShoalError(f"{marker} says {found} but this shoal writes {FORMAT}; give --output another folder.")
