@@ -109,7 +109,7 @@ def _summary(done: Mapping[str, Figures], seconds: Mapping[str, float], folder: 
         for row in done["evaluate"].tables["scores"]
     ]
     steps: list[Row] = [{"step": step, "seconds": taken} for step, taken in seconds.items()]
-    values: dict[str, Value] = {name: extracted.values[name] for name in _COUNTS} | scores[0]
+    values: dict[str, Value] = {**{name: extracted.values[name] for name in _COUNTS}, **scores[0]}
     values |= {"seconds": sum(seconds.values()), "table": str(folder.table), "report": str(folder.report)}
     tables = {**extracted.tables, "scores": scores, "seconds_by_step": steps}
     return Figures("run", values, tables, extracted.shortfall)

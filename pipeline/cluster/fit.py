@@ -18,6 +18,7 @@ from models.config import Config
 from models.errors import ShoalError
 from models.registry import ClustererConfig, start
 from pipeline.cluster.rows import as_tensor
+from pipeline.cluster.threads import threads
 from pipeline.progress import Progress, silent
 
 
@@ -29,6 +30,7 @@ class FitConfig(Config):
     sample_rows: int = Field(65_536, ge=1, description="rows that seeds are chosen from")
     # Blocks begin at multiples of this count whoever holds the rows: sums are the same on any number of workers.
     block_rows: int = Field(65_536, ge=1, description="rows per call of the model")
+    threads: int = Field(1, ge=1, description="of torch and FAISS; more pay off from some hundred dimensions")
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,11 @@ def fit(
 
     Raises ShoalError when there are no rows, or when the algorithm refuses them.
     """
-    model = start(algorithm, summarize(x_ND, row_N, config))
+    with threads(config.threads):
+        return _fit(start(algorithm, summarize(x_ND, row_N, config)), x_ND, row_N, config, on_progress)
+
+
+def _fit(model: Clusterer, x_ND: np.ndarray, row_N: np.ndarray, config: FitConfig, on_progress: Progress) -> Fit:
     rng = torch.Generator().manual_seed(config.seed)
     history: list[Pass] = []
     moves: list[tuple[int, Move]] = []
@@ -75,17 +81,16 @@ def fit(
         moves += [(len(history), move) for move in update.moves]
         model, settled = update.model, update.settled
         history.append(Pass(update.objective, len(model.id_K.unique())))
-        on_progress(f"fit, {history[-1].clusters} clusters", len(history), None)
+        on_progress("fit", len(history), None)
     return Fit(model, total(model, x_ND, row_N, config.block_rows), tuple(history), tuple(moves), settled)
 
 
 def total(model: Clusterer, x_ND: np.ndarray, row_N: np.ndarray, block_rows: int) -> Stats:
-    """The statistics of all rows: one `expect` per block, summed in row order."""
-    stats: Stats | None = None
-    for x_nD, row_n in blocks(x_ND, row_N, block_rows):
-        part = model.expect(x_nD, row_n)
-        stats = part if stats is None else stats + part
-    assert stats is not None  # noqa: S101  # `summarize` refuses zero rows before any pass
+    """The statistics of all rows (at least 1): one `expect` per block, summed in row order."""
+    all_blocks = blocks(x_ND, row_N, block_rows)
+    stats = model.expect(*next(all_blocks))
+    for x_nD, row_n in all_blocks:
+        stats = stats + model.expect(x_nD, row_n)
     return stats
 
 

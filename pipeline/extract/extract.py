@@ -63,10 +63,10 @@ def extract(
     Raises ShoalError if the cluster has no room for the workers, more than `max_rejects` samples are rejected, or a
     worker cannot write; TableError if the table has another backbone's embeddings or another run adds the same shards.
     """
-    config = config or ExtractConfig()
+    config, started = config or ExtractConfig(), time.monotonic()
     samples = table.create_samples(table_properties(load_backbone(backbone)))
     todo = plan_shards(shards, table)
-    tally, run = Tally(todo), f"{STEP}-{uuid4().hex}"
+    tally, run = Tally(todo, started), f"{STEP}-{uuid4().hex}"
     on_progress(STEP, tally.in_table, todo.total)
     if not todo.shards:
         return tally.summary()
@@ -76,7 +76,7 @@ def extract(
     with closing(workers.run(todo.shards, _job(samples, backbone, config, decode, pool))) as results:
         for number, group in enumerate(_groups(results, config)):
             tally.add(group)
-            _check_rejects(tally.summary(), config)
+            tally.check(config.max_rejects)
             _commit(table, samples, group, (run, number))
             on_progress(STEP, tally.in_table, todo.total)
     return tally.summary()
@@ -114,15 +114,6 @@ def _groups(results: Iterable[ShardResult], config: ExtractConfig) -> Iterator[l
             group, started = [], time.monotonic()
     if group:
         yield group
-
-
-def _check_rejects(summary: ExtractSummary, config: ExtractConfig) -> None:
-    if config.max_rejects is not None and summary.rejected > config.max_rejects:
-        raise ShoalError(
-            f"{summary.rejected} samples were rejected beside {summary.images} embedded, more than extract.max_rejects "
-            f"= {config.max_rejects}, the first as {summary.examples[0].reason} in {summary.examples[0].shard}; "
-            "mend the shards, or raise the limit to go on from here."
-        )
 
 
 def _commit(

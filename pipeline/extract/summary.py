@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from models.errors import ShoalError
 from pipeline.extract.resume import Todo
 from pipeline.extract.shard import EXAMPLES, ShardResult
 from pipeline.ingest.shards import Reject
@@ -39,8 +40,8 @@ class ExtractSummary:
 class Tally:
     """Adds up results; in which order they come does not show."""
 
-    def __init__(self, todo: Todo) -> None:
-        self._started = time.monotonic()
+    def __init__(self, todo: Todo, started: float) -> None:
+        self._started = started  # by time.monotonic
         self._todo = todo
         self._images = 0
         self._shards = 0
@@ -59,6 +60,16 @@ class Tally:
             self._rejects.update(result.rejects)
             # Sorting is stable, so rejects of one shard stay in its order.
             self._examples = sorted([*self._examples, *result.examples], key=lambda reject: reject.shard)[:EXAMPLES]
+
+    def check(self, max_rejects: int | None) -> None:
+        """Raise ShoalError if more samples than that were rejected."""
+        rejected = self._rejects.total()
+        if max_rejects is not None and rejected > max_rejects:
+            first = self._examples[0]
+            raise ShoalError(
+                f"{rejected} samples were rejected beside {self._images} embedded, more than extract.max_rejects = "
+                f"{max_rejects}, the first for {first.reason} in {first.shard}; mend the shards or raise the limit."
+            )
 
     @property
     def in_table(self) -> int:

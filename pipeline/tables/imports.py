@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.progress import Progress, silent
-from pipeline.tables.collection import Collection
+from pipeline.tables.collection import MARKER, Collection
 from pipeline.tables.delta import WrittenFile
 from pipeline.tables.formats import READERS, read_embeddings
 from pipeline.tables.samples import SamplesTable, TableProperties, embedding_array, embedding_matrix
@@ -184,8 +185,15 @@ def _list_files(paths: Sequence[str | Path]) -> list[Path]:
     return sorted(found)
 
 
-def _within(folder: Path) -> list[Path]:
-    return [file for file in folder.rglob("*") if file.suffix.lower() in READERS and file.is_file()]
+def _within(folder: Path) -> Iterator[Path]:
+    """Files to import below a folder; not hidden ones, nor the insides of a shoal table."""
+    for root, folders, names in os.walk(folder):
+        if MARKER in names:
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        files = (Path(root, name) for name in names if not name.startswith("."))
+        yield from (file for file in files if file.suffix.lower() in READERS)
 
 
 def _check_utf8(file: Path) -> None:

@@ -67,10 +67,10 @@ def test_the_summary_is_not_there_before_the_end(shard_of: Shard) -> None:
         _ = reader.summary
 
 
-@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_keys_and_bytes_are_those_that_webdataset_reads(
-    tar_of: Callable[..., bytes], shard_of: Shard, format: int
-) -> None:  # noqa: A002
+    tar_of: Callable[..., bytes], shard_of: Shard, tar_format: int
+) -> None:
     generator = random.Random(0)
     members = [
         (f"{folder}{stem}.{suffix}", generator.randbytes(generator.randrange(2000)))
@@ -78,9 +78,10 @@ def test_keys_and_bytes_are_those_that_webdataset_reads(
         for stem in ("a", "ü", "x" * 120, "b c")
         for suffix in ("cls", "JPG", "seg.png", "json", "txt")
     ]
-    shard = shard_of(tar_of([("__skipped__/z.jpg", b"z"), *members, ("README", b"no dot")], format))
-    files = reference.tar_file_expander([{"url": shard, "stream": Path(shard).open("rb")}])
-    expected = [(sample["__key__"], sample["jpg"]) for sample in reference.group_by_keys(files)]
+    shard = shard_of(tar_of([("__skipped__/z.jpg", b"z"), *members, ("README", b"no dot")], tar_format))
+    with Path(shard).open("rb") as stream:
+        files = reference.tar_file_expander([{"url": shard, "stream": stream}])
+        expected = [(sample["__key__"], sample["jpg"]) for sample in reference.group_by_keys(files)]
     samples, rejects, summary = read(shard)
     assert [(sample.key, sample.image) for sample in samples] == expected
     assert (len(expected), rejects, summary.ignored) == (12, [], 12 * 2 + 2)
@@ -122,10 +123,10 @@ def test_labels_may_come_long_before_their_image(shard_of: Shard) -> None:
     assert labels(shard_of(members)) == {"b": "2", "a": "1"}
 
 
-def test_labels_that_come_after_another_sample_are_too_late_and_counted(shard_of: Shard) -> None:
+def test_a_label_that_comes_after_the_next_sample_began_is_too_late_and_counted(shard_of: Shard) -> None:
     shard = shard_of([("a.jpg", b"a"), ("b.jpg", b"b"), ("a.cls", b"1"), ("b.cls", b"2")])
-    assert labels(shard) == {"a": None, "b": None}
-    assert read(shard)[2].ignored == 2
+    assert labels(shard) == {"a": None, "b": "2"}
+    assert read(shard)[2].ignored == 1
 
 
 def test_a_compressed_shard_gives_the_same_samples_whatever_its_name(
@@ -353,10 +354,9 @@ def test_shards_on_a_web_server(web: str, shard_of: Shard) -> None:
 
 def test_a_connection_that_breaks_is_no_end_of_the_shard(web: str, shard_of: Shard) -> None:
     shard_of([("a.jpg", b"a"), ("b.jpg", b"b" * 6000)])
-    samples, rejects, summary = read(f"{web}/cut.tar")
-    assert [sample.key for sample in samples] == ["a"]
-    assert [(reject.key, reject.reason) for reject in rejects] == [("b", Reason.unreadable_shard)]
-    assert (summary.size, summary.checksum) == (1600, "")
+    _, rejects, summary = read(f"{web}/cut.tar")  # whether `a` still comes is up to the client's buffers
+    assert [reject.reason for reject in rejects] == [Reason.unreadable_shard]
+    assert summary.checksum == ""
 
 
 # Random damage, with the same seed every time.

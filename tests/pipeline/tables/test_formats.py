@@ -281,7 +281,7 @@ def _save(path: Path, **arrays: Any) -> Path:
         ("x.parquet", {"embedding": [[1.0]], "label": [1.5]}, "label of type double; expected text or integers"),
         ("x.parquet", {"embedding": [[1.0, 2.0], [1.0]]}, "embeddings of 1 and of 2 dimensions"),
         ("x.parquet", {"embedding": [[1.0]] * 1500 + [[1.0, 2.0]]}, "embeddings of 1 and of 2 dimensions.*1024 on"),
-        ("x.parquet", {"embedding": [[], []]}, "0-d embeddings"),
+        ("x.parquet", {"embedding": pa.array([[], []], pa.list_(pa.float32()))}, "0-d embeddings"),
         ("x.parquet", {"embedding": pa.nulls(3, pa.list_(pa.float32()))}, "3 rows but no embedding in any"),
         ("x.parquet", {"embedding": [[1.0]] * 2, "key": ["a", None]}, "has no key; give every row a key"),
     ],

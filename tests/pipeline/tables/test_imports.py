@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -92,17 +95,20 @@ def test_duplicates_are_found_across_blocks_and_every_block_is_a_file(
         pa.table({"embedding": [[float(n)] for n in range(5)], "key": list("edcbe")}), tmp_path / "x.parquet"
     )
     summary = import_files([tmp_path / "x.parquet"], tmp_path / "t")
-    table = Collection.open(tmp_path / "t").samples
+    samples = Collection.open(tmp_path / "t").samples
     assert (summary.rows, summary.rejects, summary.version) == (4, {"duplicate_key": 1}, 1)
-    assert [file.first_key for file in table.files()] == ["b", "d"]
-    assert sorted(row[1] for row in _rows(table)) == list("bcde")
+    assert [file.first_key for file in samples.files()] == ["b", "d"]
+    assert sorted(row[1] for row in _rows(samples)) == list("bcde")
 
 
 def test_the_order_of_paths_does_not_matter(tmp_path: Path) -> None:
     files = [_npy(tmp_path / name, [[n, n]]) for n, name in enumerate(("b.npy", "a.npy", "sub/c.npy"))]
     import_files(files, tmp_path / "one")
     import_files([*reversed(files), files[0]], tmp_path / "two")
-    import_files([tmp_path], tmp_path / "three")  # all that is in the folder
+    _npy(tmp_path / ".trash" / "d.npy", [[9, 9]])
+    _npy(tmp_path / ".d.npy", [[9, 9]])
+    (tmp_path / "notes.txt").write_text("")
+    import_files([tmp_path], tmp_path / "three")  # all that is in the folder, but not in its tables
     one, two, three = (Collection.open(tmp_path / name).samples for name in ("one", "two", "three"))
     assert [row[0] for row in _rows(one)] == ["a.npy", "b.npy", "c.npy"]
     assert _rows(one) == _rows(two) == _rows(three)
@@ -137,9 +143,24 @@ def test_an_import_that_was_killed_before_it_recorded_the_file_does_so_later(tmp
     before = shards.records()
     for path in sorted(Path(shards.path).rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
-    assert shards.records() == {}
+    assert shards.count() == 0
     assert import_files([file], tmp_path / "t").skipped == 1
-    assert shards.records() == before
+    assert Collection.open(tmp_path / "t").shards.records() == before
+
+
+def test_an_import_that_is_killed_continues_where_it_stopped(tmp_path: Path) -> None:
+    files = [_npy(tmp_path / f"{n}.npy", [[n, n]] * 2) for n in range(3)]
+    program = (
+        "import os, signal, sys\n"
+        "from pipeline.tables.imports import import_files\n"
+        "def kill(step, done, total): done == 2 and os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import_files(sys.argv[2:], sys.argv[1], on_progress=kill)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "t"), *map(str, files)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    summary = import_files(files, tmp_path / "t")
+    assert (summary.files, summary.skipped, summary.rows) == (1, 2, 2)
+    assert [row[3] for row in _rows(Collection.open(tmp_path / "t").samples)] == [[n, n] for n in (0, 0, 1, 1, 2, 2)]
 
 
 def test_another_dimension_is_refused_with_both_and_leaves_nothing(tmp_path: Path) -> None:
@@ -182,7 +203,7 @@ def test_a_file_without_rows_is_one_reject(tmp_path: Path) -> None:
 
 
 def test_there_must_be_something_to_import(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="nothing at .* to import"):
+    with pytest.raises(TableError, match=r"nothing at .* to import"):
         import_files([tmp_path / "none.npy"], tmp_path / "t")
     (tmp_path / "folder").mkdir()
     with pytest.raises(TableError, match="no file to import"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import pickle
 import signal
 import subprocess
@@ -100,7 +99,7 @@ def test_a_worker_killed_between_write_and_commit_leaves_nothing_to_see(samples:
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     sent = pickle.dumps((samples, rows("a", range(4))))
-    killed = subprocess.run([sys.executable, "-c", program], input=sent, check=False, cwd=os.getcwd())  # noqa: PTH109
+    killed = subprocess.run([sys.executable, "-c", program], input=sent, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert len(list(Path(samples.path).glob("status=ok/*.parquet"))) == 1
     assert samples.files() == []
