@@ -80,19 +80,19 @@ def nearest_centroids_of(centroid_KD: Tensor, k: int) -> Tensor:
 def squared_distances(x_ND: Tensor, centroid_KD: Tensor) -> Tensor:
     """Squared distances, (N, K) float64, whose two nearest centroids are those of direct differences in float64.
 
-    A matrix product rounds differently in blocks of other sizes. Where that could change which centroid is nearest or
-    second (a gap below the product's error bound), the row is done again as sum((x - c)^2), the same in any block. Ties
-    are then exact. O(N K D) time, O(N K) memory; 3 to 12 times faster than direct differences throughout.
+    A matrix product rounds, and differently in blocks of other sizes. Where that could change which centroid is nearest
+    or second (a gap below the product's error bound), the row is done again as sum((x - c)^2), the same in any block.
+    O(N K D) time, O(N K) memory; 3 to 12 times faster than direct differences throughout.
     """
     origin_D = centroid_KD.mean(dim=0)
-    x_ND, centroid_KD = x_ND.double() - origin_D, centroid_KD - origin_D
-    norm_N, norm_K = x_ND.square().sum(dim=1), centroid_KD.square().sum(dim=1)
-    squared_NK = torch.addmm(norm_K, x_ND, centroid_KD.T, alpha=-2).add_(norm_N[:, None])
+    centred_ND, centred_KD = x_ND.double() - origin_D, centroid_KD - origin_D
+    norm_N, norm_K = centred_ND.square().sum(dim=1), centred_KD.square().sum(dim=1)
+    squared_NK = torch.addmm(norm_K, centred_ND, centred_KD.T, alpha=-2).add_(norm_N[:, None])
     gap_NJ = squared_NK.topk(min(3, len(centroid_KD)), largest=False).values.diff(dim=1)
     # (D + 3) eps (|x|^2 + |c|^2) bounds the error of one distance by either route; a gap has two of each.
     bound_N = 8 * (x_ND.shape[1] + 3) * torch.finfo(torch.float64).eps * (norm_N + norm_K.max())
     unsure_N = ~(gap_NJ > bound_N[:, None]).all(dim=1)
-    direct_nK = torch.cdist(x_ND[unsure_N], centroid_KD, compute_mode="donot_use_mm_for_euclid_dist")
+    direct_nK = torch.cdist(x_ND[unsure_N].double(), centroid_KD, compute_mode="donot_use_mm_for_euclid_dist")
     squared_NK[unsure_N] = direct_nK.square()
     return squared_NK.clamp_min_(0)
 

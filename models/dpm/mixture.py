@@ -124,18 +124,19 @@ class DPM:
 
 
 def start(config: DPMConfig, data: DataSummary) -> DPM:
-    """The first model: `initial_clusters` k-means cells of the sample (the whole data when it is 1).
+    """The first model: k-means cells of the sample, or the whole data when only one is asked for.
 
     Raises ShoalError when the prior is impossible in this dimension.
     """
     prior = niw_from(config, data)
-    if config.initial_clusters == 1:
+    starts = config.starts(data.rows)
+    if starts == 1:
         second_DD = data.covariance_DD * data.rows
         whole = Moments(
             torch.tensor([float(data.rows)], dtype=torch.float64), torch.zeros(1, data.dim).double(), second_DD[None]
         )
         return DPM(config, prior, newborn(prior, whole))
-    num_seeds = min(config.initial_clusters, len(data.sample_MD))
+    num_seeds = min(starts, len(data.sample_MD))
     seed_KD = kmeans_seeds(data.sample_MD, num_seeds, data.seed, restarts=1)
     cell_M = nearest(data.sample_MD, seed_KD, 1)[1][:, 0]
     cells = moments_of_sets(data.sample_MD, cell_M, len(seed_KD), prior.mean_D)

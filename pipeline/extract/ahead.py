@@ -36,7 +36,8 @@ def one_ahead(items: Iterator[T], thread: Executor) -> Iterator[T]:
 def single_threads(count: int) -> ThreadPoolExecutor:
     """A pool of threads in each of which torch uses one thread, so that together they use `count` CPUs.
 
-    torch keeps its number of threads per thread, but a new thread takes the last number set: set the caller's after.
+    torch keeps the number per thread, and gives a thread that has not asked yet the number set last. So the threads
+    here ask at once, and the caller sets its own number after.
     """
     pool = ThreadPoolExecutor(count)
     together = Barrier(count)
@@ -44,6 +45,7 @@ def single_threads(count: int) -> ThreadPoolExecutor:
     def begin() -> None:
         together.wait()
         torch.set_num_threads(1)
+        torch.get_num_threads()
 
     for started in [pool.submit(begin) for _ in range(count)]:
         started.result()

@@ -35,6 +35,8 @@ def jpeg_size(image: bytes) -> tuple[int, int]:
         marker, at = image[at], at + 1
         if marker in (0, 1) or 0xD0 <= marker <= 0xD7:  # stuffing and markers without content
             continue
+        if marker in (0xD8, 0xD9, 0xDA):
+            raise Undecodable(Reason.corrupt_image, "has no frame header before its data")
         if at + 2 > len(image):
             raise Undecodable(Reason.truncated_image, "ends before its frame header")
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
@@ -42,8 +44,6 @@ def jpeg_size(image: bytes) -> tuple[int, int]:
                 raise Undecodable(Reason.truncated_image, "ends in its frame header")
             height, width = struct.unpack_from(">HH", image, at + 3)
             return width, height
-        if marker in (0xD8, 0xD9, 0xDA):
-            raise Undecodable(Reason.corrupt_image, "has no frame header before its data")
         at += struct.unpack_from(">H", image, at)[0]
 
 

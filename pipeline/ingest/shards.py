@@ -38,13 +38,11 @@ class ShardSummary:
 
 
 class ShardReader:
-    """Iterates once over the samples and rejects of a shard; `summary` is there when the iteration is over."""
+    """Iterates over the samples and rejects of a shard; `summary` is there when an iteration is over."""
 
     def __init__(self, shard: str, max_member_bytes: int) -> None:
         self.shard = shard
         self._max_member_bytes = max_member_bytes
-        self._grouping = Grouping(shard)
-        self._samples = self._rejects = 0
         self._summary: ShardSummary | None = None
 
     @property
@@ -62,31 +60,30 @@ class ShardReader:
                 yield self._reject(Reason.unreadable_shard, one_line(error))
                 self._summary = ShardSummary(self.shard, 0, "", 0, 1, 0)
                 return
-            stream = ShardStream(raw)
-            for item in self._read(stream):
-                self._samples += isinstance(item, Sample)
-                self._rejects += isinstance(item, Reject)
+            stream, grouping = ShardStream(raw), Grouping(self.shard)
+            samples = rejects = 0
+            for item in self._read(stream, grouping):
+                samples += isinstance(item, Sample)
+                rejects += isinstance(item, Reject)
                 yield item
-            if not self._samples + self._rejects:
-                self._rejects = 1
+            if not samples + rejects:
+                rejects = 1
                 yield self._reject(Reason.empty_shard, f"no samples in {stream.size} bytes")
-            self._summary = ShardSummary(
-                self.shard, stream.size, stream.checksum, self._samples, self._rejects, self._grouping.ignored
-            )
+            self._summary = ShardSummary(self.shard, stream.size, stream.checksum, samples, rejects, grouping.ignored)
 
-    def _read(self, stream: ShardStream) -> Iterator[Sample | Reject]:
+    def _read(self, stream: ShardStream, grouping: Grouping) -> Iterator[Sample | Reject]:
         failure_told = False
         for item in read_members(stream, self._max_member_bytes):
             if isinstance(item, Gap) and item.reason in _AT_THE_END and stream.failure is not None:
                 reason, detail = stream.failure
-                yield from self._grouping.add(replace(item, reason=reason, detail=f"{item.detail}; {detail}"))
+                yield from grouping.add(replace(item, reason=reason, detail=f"{item.detail}; {detail}"))
                 failure_told = True
             else:
-                yield from self._grouping.add(item)
+                yield from grouping.add(item)
         stream.drain()
         if stream.failure is not None and not failure_told:
             yield self._reject(*stream.failure)
-        yield from self._grouping.finish()
+        yield from grouping.finish()
 
     def _reject(self, reason: Reason, detail: str) -> Reject:
         return Reject("", self.shard, None, None, None, reason, detail)

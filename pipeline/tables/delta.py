@@ -287,23 +287,25 @@ def _is_done(handle: DeltaTable, transaction: tuple[str, int] | None) -> bool:
 
 def _files_of(handle: DeltaTable, layout: Layout) -> list[WrittenFile]:
     actions = pa.table(handle.get_add_actions(flatten=True))
-    columns = {name: actions[name].to_pylist() for name in actions.column_names}
-    empty = [None] * actions.num_rows
-    partition = columns[f"partition.{layout.partition.name}"] if layout.partition is not None else empty
-    bounds = [
-        (name, columns.get(f"min.{name}", empty), columns.get(f"max.{name}", empty)) for name in layout.statistics
-    ]
+    rows = actions.num_rows
+
+    def column(name: str) -> list[Any]:
+        return list(actions[name].to_pylist()) if name in actions.column_names else [None] * rows
+
+    partition = [None] * rows if layout.partition is None else column(f"partition.{layout.partition.name}")
+    minimum, maximum = (
+        zip(*(column(f"{side}.{name}") for name in layout.statistics), strict=True) for side in ("min", "max")
+    )
     return [
-        WrittenFile(
-            path=path,
-            size=columns["size_bytes"][i],
-            rows=columns["num_records"][i],
-            partition=partition[i],
-            minimum={name: low[i] for name, low, _ in bounds},
-            maximum={name: high[i] for name, _, high in bounds},
+        WrittenFile(path, size, records, value, _named(layout, low), _named(layout, high))
+        for path, size, records, value, low, high in zip(
+            column("path"), column("size_bytes"), column("num_records"), partition, minimum, maximum, strict=True
         )
-        for i, path in enumerate(columns["path"])
     ]
+
+
+def _named(layout: Layout, values: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(layout.statistics, values, strict=True))
 
 
 def _line(error: Exception) -> str:

@@ -10,7 +10,6 @@ from pipeline.tables.artifacts import ArtifactStore
 from pipeline.tables.clusterings import Clustering
 from pipeline.tables.collection import FORMAT, Collection
 from pipeline.tables.samples import SamplesTable
-from pipeline.tables.schema import OK, REJECTED
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -31,7 +30,7 @@ def describe(path: str | Path) -> dict[str, Any]:
 
 def _samples(table: SamplesTable) -> Mapping[str, Any]:
     version = table.version
-    files = {status: table.files(status, version) for status in (OK, REJECTED)}
+    files = table.files_by_status(version)
     every = [file for of_status in files.values() for file in of_status]
     return {
         "version": version,

@@ -150,7 +150,8 @@ class _Import:
     def _record(self, table: SamplesTable, file: Path) -> None:
         shard = str(file)
         counts = {
-            status: sum(each.rows for each in table.files(status) if each.shard == shard) for status in (OK, REJECTED)
+            status: sum(each.rows for each in files if each.shard == shard)
+            for status, files in table.files_by_status().items()
         }
         record = ShardRecord(shard, file.stat().st_size, _checksum(file), counts[OK], counts[REJECTED])
         self.collection.shards.upsert(pa.Table.from_pylist([vars(record)], schema=SHARDS))

@@ -94,7 +94,7 @@ class SamplesTable:
 
     def require(self, properties: TableProperties) -> None:
         """Raise TableError unless rows with `properties` may join this table; names both sides of each difference."""
-        here, there = self.properties.model_dump(), properties.model_dump()
+        here, there = (each.model_dump(mode="json") for each in (self.properties, properties))
         differences = [f"{name} {here[name]!r} against {there[name]!r}" for name in here if here[name] != there[name]]
         if differences:
             raise TableError(
@@ -109,8 +109,14 @@ class SamplesTable:
 
     def files(self, status: str = OK, version: int | None = None) -> list[SampleFile]:
         """Data files in canonical order: by shard, offset and key, however they were committed. From the log alone."""
-        files = [_sample_file(file) for file in self._delta.files(version) if file.partition == status]
-        return sorted(files, key=lambda file: file.order)
+        return self.files_by_status(version)[status]
+
+    def files_by_status(self, version: int | None = None) -> dict[str, list[SampleFile]]:
+        """As `files`, for both statuses at the cost of one."""
+        found: dict[str, list[SampleFile]] = {OK: [], REJECTED: []}
+        for file in self._delta.files(version):
+            found[str(file.partition)].append(_sample_file(file))
+        return {status: sorted(files, key=lambda file: file.order) for status, files in found.items()}
 
     def done_shards(self, version: int | None = None) -> set[str]:
         """Shards with rows of either status. From the statistics in the log, so O(files) and no data is read."""

@@ -82,14 +82,17 @@ def test_no_pass_makes_the_inertia_larger(seed: int) -> None:
     assert objectives[-1] > objectives[0]
 
 
-def test_settled_when_the_inertia_falls_by_less_than_the_tolerance() -> None:
-    x_ND = column(0, 1, 10, 11)  # centroids 0 and 10: inertia 2; then 0.5 and 10.5: inertia 1; then no change
-    first = step(kmeans(0.0, 10.0), x_ND)
+@pytest.mark.parametrize(("tolerance", "settled"), [(0.9, False), (1.1, True)])
+def test_settled_when_the_inertia_falls_by_less_than_the_tolerance(tolerance: float, settled: bool) -> None:
+    x_ND = column(0, 1, 10, 11)
+    first = step(kmeans(0.0, 10.0, tolerance=tolerance), x_ND)  # centroids 0 and 10: inertia 2
+    assert isinstance(first.model, KMeans)
     assert not first.settled
-    second = step(first.model, x_ND)  # type: ignore[arg-type]
-    assert not second.settled
+    second = step(first.model, x_ND)  # centroids 0.5 and 10.5: inertia 1, a fall of 1 times itself
+    assert isinstance(second.model, KMeans)
     assert second.objective == -1
-    assert step(second.model, x_ND).settled  # type: ignore[arg-type]
+    assert second.settled is settled
+    assert step(second.model, x_ND).settled
 
 
 def test_rows_on_their_centroids_settle() -> None:

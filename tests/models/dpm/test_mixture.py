@@ -41,9 +41,15 @@ def test_it_finds_twelve_clouds_from_one_cluster_and_from_many(initial: int) -> 
 
 
 @pytest.mark.parametrize("seed", range(3))
+def test_one_cloud_cut_into_many_cells_becomes_one_cluster(seed: int) -> None:
+    x_ND, _ = _clouds(1, 1000, 5, 0.0, seed)
+    assert len(_fit(x_ND, initial_clusters=20).model.id_K) == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_one_cloud_stays_one_cluster(seed: int) -> None:
     x_ND, _ = _clouds(1, 1000, 5, 0.0, seed)
-    result = _fit(x_ND)
+    result = _fit(x_ND, initial_clusters=1)
     assert len(result.model.id_K) == 1
     assert all(move.kind == "split" and not move.accepted for _, move in result.moves)  # and it says what it tried
     assert len(result.moves) >= 3
@@ -67,7 +73,7 @@ def test_a_heavily_imbalanced_cloud_is_found() -> None:
 
 def test_ids_follow_the_larger_child_and_are_never_reused() -> None:
     x_ND, _ = _clouds(5, 500, 2, 15.0)
-    result = _fit(x_ND)
+    result = _fit(x_ND, initial_clusters=1)
     born = [0]
     for _, move in result.moves:
         if move.kind == "split" and move.accepted:
@@ -80,7 +86,7 @@ def test_ids_follow_the_larger_child_and_are_never_reused() -> None:
 def test_accepted_greedy_moves_raise_the_objective() -> None:
     x_ND, _ = _clouds(8, 800, 3, 10.0)
     accepted = [move for _, move in _fit(x_ND, initial_clusters=20).moves if move.accepted and move.kind != "death"]
-    assert {move.kind for move in accepted} == {"split", "merge"} or accepted
+    assert "merge" in {move.kind for move in accepted}
     assert all(move.log_ratio > 0 for move in accepted)
 
 

@@ -44,7 +44,7 @@ def table(tmp_path: Path) -> Collection:
 
 
 def test_a_table_is_clustered_assigned_and_published(table: Collection) -> None:
-    summary = cluster(table, ClusterConfig())
+    summary = cluster(table, ClusterConfig(algorithm=DPMConfig(initial_clusters=1)))
     assert (summary.name, summary.clusters, summary.rows, summary.settled) == ("dpm", 4, 300, True)
     scores = evaluate(table, "dpm", EvaluateConfig())
     assert scores.labels is not None

@@ -65,6 +65,8 @@ def test_the_summary_is_not_there_before_the_end(shard_of: Shard) -> None:
     reader = read_samples(shard_of([("a.jpg", b"a")]))
     with pytest.raises(ValueError, match="not been read to its end"):
         _ = reader.summary
+    assert list(reader) == list(reader)
+    assert reader.summary.samples == 1
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -335,7 +337,7 @@ class _Handler(SimpleHTTPRequestHandler):
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(tmp_path))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 

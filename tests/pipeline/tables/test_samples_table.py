@@ -187,6 +187,16 @@ def test_canonical_order_is_that_of_content_however_it_was_committed(
     assert seen == {tuple([("a", f"k{n:03d}") for n in range(12)] + [("b", f"k{n:03d}") for n in range(4)])}
 
 
+def test_files_of_a_shard_are_in_the_order_of_the_shard(samples: SamplesTable) -> None:
+    def part(key: str, offset: int | None) -> pa.Table:
+        row = {"key": key, "shard": "a", "offset": offset, "embedding": [0.0, 0.0, 0.0]}
+        return pa.Table.from_pylist([row], schema=SAMPLES)
+
+    parts = [part("a", 2048), part("b", 512), part("d", None), part("c", None)]
+    samples.commit([samples.write(each) for each in parts])
+    assert [file.first_key for file in samples.files()] == ["c", "d", "b", "a"]  # without offset, by key
+
+
 def test_the_log_keeps_its_statistics_through_checkpoints(samples: SamplesTable, rows: Rows) -> None:
     shards = [f"s3://bucket/{'x' * 200}/{i:03d} ü'%20.tar" for i in range(12)]
     for i, shard in enumerate(shards):
@@ -262,6 +272,7 @@ def test_discarded_files_are_deleted(samples: SamplesTable, rows: Rows) -> None:
 
 
 def test_a_pickled_table_writes_and_the_original_commits(samples: SamplesTable, rows: Rows) -> None:
+    assert samples.version == 0  # so that it holds a handle, which does not pickle
     worker = pickle.loads(pickle.dumps(samples))  # noqa: S301 - our own
     written = pickle.loads(pickle.dumps(worker.write(rows("a", range(4)))))  # noqa: S301
     samples.commit([written])

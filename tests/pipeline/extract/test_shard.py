@@ -1,0 +1,128 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from models.backbones import BackboneConfig, load_backbone
+from pipeline.extract.ledger import Attempt
+from pipeline.extract.rows import ShardFiles, ok_rows
+from pipeline.extract.shard import Job, ShardResult, ShardWorker, table_properties
+from pipeline.ingest.shards import Sample
+from pipeline.tables.collection import Collection
+from pipeline.tables.samples import SamplesTable, embedding_matrix
+from pipeline.tables.schema import Reason, TableError
+
+pytestmark = pytest.mark.usefixtures("torch_threads")
+FRESH, CAREFUL = Attempt(0, frozenset()), Attempt(1, frozenset())
+
+
+def run(job: Job, shard: str, attempt: Attempt = FRESH) -> ShardResult:
+    return ShardWorker(job).extract(shard, attempt, lambda _: None)
+
+
+def committed(job: Job, result: ShardResult) -> SamplesTable:
+    job.table.commit(result.files)
+    return job.table
+
+
+def test_rows_are_in_the_order_of_the_shard_and_embeddings_are_those_of_their_images(
+    make_job: Callable[..., Job], tar: Callable[..., str], png: Callable[..., bytes], tmp_path: Path
+) -> None:
+    levels = [200, 3, 77, 0, 255, 128]
+    members = [(f"{name}.png", png(level)) for name, level in zip("zyxwvu", levels, strict=True)]
+    job = make_job()
+    result = run(job, tar(tmp_path / "s.tar", members))
+    [file] = committed(job, result).files()
+    rows = job.table.read(file)
+    assert rows["key"].to_pylist() == list("zyxwvu")
+    expected_N1 = load_backbone(job.backbone).embed(
+        torch.tensor(levels, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8)
+    )
+    np.testing.assert_array_equal(embedding_matrix(rows), expected_N1.numpy())
+    assert (result.images, dict(result.rejects)) == (6, {})
+
+
+def test_rejects_of_every_stage_are_kept_in_the_order_of_the_shard(
+    make_job: Callable[..., Job], tar: Callable[..., str], png: Callable[..., bytes], tmp_path: Path
+) -> None:
+    good = png(9)
+    members = [("a.png", good), ("b.png", good[:-20]), ("c.png", good), ("a.png", good), ("d.png", b"")]
+    job = make_job()
+    result = run(job, tar(tmp_path / "s.tar", members))
+    table = committed(job, result)
+    rejects = table.rejects()
+    assert list(zip(rejects["key"].to_pylist(), rejects["reason"].to_pylist(), strict=True)) == [
+        ("b", "truncated_image"),
+        ("a", "duplicate_key"),
+        ("d", "empty_image"),
+    ]
+    assert table.read(table.files()[0])["key"].to_pylist() == ["a", "c"]
+    assert result.rejects == {"truncated_image": 1, "duplicate_key": 1, "empty_image": 1}
+    assert [reject.key for reject in result.examples] == ["b", "a", "d"]
+
+
+def test_a_careful_attempt_writes_what_a_fast_one_writes(
+    make_job: Callable[..., Job], tar: Callable[..., str], png: Callable[..., bytes], tmp_path: Path
+) -> None:
+    shard = tar(tmp_path / "s.tar", [(f"{i}.png", png(i)) for i in range(11)])
+    job = make_job()
+    fast, careful = ([job.table.read(file) for file in _as_files(job, run(job, shard, a))] for a in (FRESH, CAREFUL))
+    assert fast[0].equals(careful[0])
+
+
+def _as_files(job: Job, result: ShardResult) -> list:  # type: ignore[type-arg]
+    """Files of a result as if they were committed."""
+    return [type("File", (), {"path": file.path, "rows": file.rows}) for file in result.files]
+
+
+def test_files_end_at_the_row_limit_and_read_in_order(
+    make_job: Callable[..., Job], tar: Callable[..., str], png: Callable[..., bytes], tmp_path: Path
+) -> None:
+    job = make_job(rows_per_file=8)
+    result = run(job, tar(tmp_path / "s.tar", [(f"{i:02}.png", png(i)) for i in range(19)]))
+    table = committed(job, result)
+    assert [file.rows for file in table.files()] == [8, 8, 3]
+    assert [key for file in table.files() for key in table.read(file)["key"].to_pylist()] == [
+        f"{i:02}" for i in range(19)
+    ]
+
+
+def test_embeddings_of_a_network_do_not_depend_on_how_a_shard_fills_its_batches(
+    make_job: Callable[..., Job], tar: Callable[..., str], tmp_path: Path, png: Callable[..., bytes]
+) -> None:
+    backbone = BackboneConfig(name="torchvision/resnet18", weights="random", size=32)
+    job = make_job(backbone)
+    worker = ShardWorker(job)
+    members = [(f"{i}.png", png(i * 20, 32)) for i in range(7)]
+    # the last batch has 3 images, 1 image, and (with the first one damaged) others beside them
+    variants = [members, members[:5], [("0.png", b"damaged"), *members[1:]]]
+    results = [worker.extract(tar(tmp_path / f"{i}.tar", each), FRESH, print) for i, each in enumerate(variants)]
+    x_ND = [embedding_matrix(job.table.read(_as_files(job, result)[0])) for result in results]
+    np.testing.assert_array_equal(x_ND[0][:5], x_ND[1])
+    np.testing.assert_array_equal(x_ND[0][1:], x_ND[2])
+
+
+def test_an_embedding_that_is_not_finite_is_a_reject_and_its_neighbours_are_not(
+    make_job: Callable[..., Job], tar: Callable[..., str], png: Callable[..., bytes], tmp_path: Path
+) -> None:
+    """Weights so large that a white image overflows float32 and a nearly black one does not."""
+    net = load_backbone(BackboneConfig(name="torchvision/resnet18", weights="random", size=32)).net
+    ...
+
+
+def test_a_shard_that_cannot_be_opened_fails_alone_and_leaves_nothing(make_job: Callable[..., Job], tmp_path: Path) -> None:
+    job = make_job()
+    result = run(job, str(tmp_path / "gone.tar"))
+    assert result.failure is not None
+    assert result.files == ()
+    assert list(Path(job.table.path).rglob("*.parquet")) == []
+
+
+def test_a_worker_whose_backbone_is_not_the_table_s_refuses_to_work(make_job: Callable[..., Job], tmp_path: Path) -> None:
+    job = make_job()
+    other = Job(**{**job.__dict__, "backbone": BackboneConfig(name="pixels", size=4)})
+    with pytest.raises(TableError, match="192.*48"):
+        ShardWorker(other)
