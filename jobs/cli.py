@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jobs.outcome import Missed, sentences
+from jobs.outcome import Missed, sentences, warn_in_sentences
 from models.errors import ShoalError
 
 if TYPE_CHECKING:
@@ -292,4 +292,5 @@ app.add_typer(config_app, name="config")
 
 def main() -> None:
     """Where the command starts."""
+    warn_in_sentences()
     app(prog_name="shoal")

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import errno
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -66,6 +67,17 @@ def _file_problem(error: OSError) -> str | None:
         return None
     problem = _PROBLEMS.get(type(error), (error.strerror or str(error)).lower())
     return f"{error.filename} {problem}; check the path and its owner."
+
+
+def warn_in_sentences() -> None:
+    """Show shoal's own warnings as sentences on stderr, and nobody else's: libraries warn about each other."""
+    warnings.simplefilter("ignore")
+    warnings.filterwarnings("always", category=UserWarning, module=r"(models|pipeline|jobs)\.")
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    typer.echo(f"Warning: {' '.join(str(message).split())}", err=True)
 
 
 def _leave(sentence: str, code: int) -> None:

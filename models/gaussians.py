@@ -7,6 +7,7 @@ Shapes: N rows, D dimensions, K components. Everything here is float64: with flo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,23 @@ class Moments:
 
     def __getitem__(self, index: Tensor) -> Moments:
         return Moments(self.count_K[index], self.sum_KD[index], self.second_KDD[index])
+
+    @staticmethod
+    def cat(parts: Sequence[Moments]) -> Moments:
+        """All sets of all parts, in order."""
+        return Moments(
+            torch.cat([part.count_K for part in parts]),
+            torch.cat([part.sum_KD for part in parts]),
+            torch.cat([part.second_KDD for part in parts]),
+        )
+
+    def total(self) -> Moments:
+        """The union of all sets, as one."""
+        return Moments(
+            self.count_K.sum(dim=0, keepdim=True),
+            self.sum_KD.sum(dim=0, keepdim=True),
+            self.second_KDD.sum(dim=0, keepdim=True),
+        )
 
     @property
     def mean_KD(self) -> Tensor:

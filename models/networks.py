@@ -113,7 +113,7 @@ class _Timm:
     def published(self, name: str) -> tuple[dict[str, Tensor], str]:
         trained = _timm_config(name)
         if trained.hf_hub_id:
-            names = (trained.hf_hub_filename,) if trained.hf_hub_filename else TIMM_FILES
+            names = (str(trained.hf_hub_filename),) if trained.hf_hub_filename else TIMM_FILES
             return read_state_dict(fetch_hub_file(trained.hf_hub_id, names)), trained.hf_hub_id
         if isinstance(trained.url, str) and trained.url:
             path = fetch_url(trained.url)
@@ -150,9 +150,10 @@ LIBRARIES: dict[str, Library] = {"": _Pixels(), "torchvision/": _Torchvision(), 
 def _remove_classifier(net: nn.Module) -> str:
     """Replace the last layer with weights, which in torchvision is the classifier, by nothing; returns its name."""
     layers = [name for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    parent, _, name = layers[-1].rpartition(".")
+    last: str = layers[-1]
+    parent, _, name = last.rpartition(".")
     setattr(net.get_submodule(parent), name, nn.Identity())
-    return layers[-1]
+    return last
 
 
 def _torchvision_options(name: str, side: int) -> dict[str, Any]:

@@ -106,7 +106,9 @@ def check_rows(x_ND: Tensor, dim: int) -> None:
         )
     if not torch.isfinite(x_ND).all():
         bad = int((~torch.isfinite(x_ND).all(dim=1)).sum())
-        raise ShoalError(f"{bad} of {len(x_ND)} embeddings hold NaN or infinity; extract them again without these rows.")
+        raise ShoalError(
+            f"{bad} of {len(x_ND)} embeddings hold NaN or infinity; extract them again without these rows."
+        )
 
 
 def _moments(x_ND: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from models.config import Config
 
-
 _STARTS, _ROWS_PER_START = 32, 50
 
 

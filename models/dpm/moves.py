@@ -37,6 +37,11 @@ def log_joint(prior: NIW, concentration: float, clusters: Moments) -> float:
     return float(restaurant + _log_weight(prior, clusters).sum())
 
 
+def cluster_weight(prior: NIW, concentration: float, clusters: Moments) -> Tensor:
+    """What each cluster adds to the log joint: log alpha + ln G(N) + f(X)."""
+    return math.log(concentration) + _log_weight(prior, clusters)
+
+
 def _log_weight(prior: NIW, moments: Moments) -> Tensor:
     return torch.lgamma(moments.count_K.clamp_min(1e-300)) + prior.log_marginal(moments)
 

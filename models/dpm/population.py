@@ -88,10 +88,13 @@ class Roster:
         self._enter(identity, whole, (0, axis, float(whole.count_K[0])), None)
 
     def join(self, identity: int, parents: Moments) -> None:
-        """Enter the union of two clusters, which become its subclusters."""
-        first, second = parents[torch.tensor([0])], parents[torch.tensor([1])]
-        union = first + second
-        self._enter(identity, union, (0, 0, float(union.count_K[0])), (first, second))
+        """Enter the union of two clusters, which become its subclusters, or of more, which is cut anew."""
+        if len(parents.count_K) > 2:
+            self.cut(identity, parents.total(), axis=0)
+        else:
+            first, second = parents[torch.tensor([0])], parents[torch.tensor([1])]
+            union = first + second
+            self._enter(identity, union, (0, 0, float(union.count_K[0])), (first, second))
 
     def go_on(self, identity: int, first: Moments, second: Moments, *, age: int, axis: int, tried: float) -> None:
         """Enter a cluster that keeps its subclusters."""
@@ -111,7 +114,7 @@ class Roster:
 
     def population(self, next_id: int, objective: float) -> Population:
         """Posterior modes of all entries, in one batched factorisation."""
-        whole = _stack(self.whole)
+        whole = Moments.cat(self.whole)
         clusters = self.prior.mode(whole)
         age_K, axis_K = (torch.tensor([p[i] for p in self.progress], dtype=torch.int64) for i in (0, 1))
         log_weight_half_H, halves = self._halves(whole, axis_K)
@@ -132,7 +135,7 @@ class Roster:
         log_weight_K2, halves = _cut_in_two(self.prior, whole, axis_K)
         kept = [k for k, pair in enumerate(self.halves) if pair is not None]
         if kept:
-            moments = _stack([half for pair in self.halves if pair is not None for half in pair])
+            moments = Moments.cat([half for pair in self.halves if pair is not None for half in pair])
             index = torch.tensor([2 * k + half for k in kept for half in (0, 1)])
             mode = self.prior.mode(moments)
             halves.mean_KD[index], halves.chol_KDD[index] = mode.mean_KD, mode.chol_KDD
@@ -148,14 +151,6 @@ def newborn(prior: NIW, clusters: Moments) -> Population:
     for k in range(len(clusters.count_K)):
         roster.cut(k, clusters[torch.tensor([k])], axis=0)
     return roster.population(next_id=len(clusters.count_K), objective=-math.inf)
-
-
-def _stack(parts: list[Moments]) -> Moments:
-    return Moments(
-        torch.cat([part.count_K for part in parts]),
-        torch.cat([part.sum_KD for part in parts]),
-        torch.cat([part.second_KDD for part in parts]),
-    )
 
 
 def _cut_in_two(prior: NIW, whole: Moments, axis_K: Tensor) -> tuple[Tensor, Gaussians]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.clusterer import Move
+from models.dpm.agglomerate import agglomerate
 from models.dpm.config import DPMConfig
 from models.dpm.moves import disjoint_pairs, log_joint, log_split_ratio
 from models.dpm.population import Population, Roster
@@ -60,8 +61,8 @@ class _Sweep:
             return f"halves of {first} and {second} rows: fewer than min_size {self.config.min_size}"
         return f"halves of {first} and {second} rows are {'likelier apart' if accepted else 'likelier together'}"
 
-    def merges(self, free_K: Tensor) -> tuple[list[tuple[int, int]], list[Move]]:
-        """Pairs that merge, and every merge proposed: each free cluster with its nearest free neighbours."""
+    def merges(self, free_K: Tensor) -> tuple[list[list[int]], list[Move]]:
+        """Pairs that merge (larger first), and every merge proposed: of free clusters with their nearest free ones."""
         free = torch.nonzero(free_K).flatten()
         if len(free) < 2:
             return [], []
@@ -70,7 +71,8 @@ class _Sweep:
         ratio_P = -log_split_ratio(self.prior, self.config.concentration, left, right)
         wanted = torch.nonzero(self.accepts(ratio_P)).flatten()
         chosen = {int(wanted[i]) for i in disjoint_pairs(pair_P2[wanted], ratio_P[wanted])}
-        moves, merged = [], []
+        moves: list[Move] = []
+        merged: list[list[int]] = []
         for p, (a, b) in enumerate(pair_P2.tolist()):
             keeper, other = (a, b) if self.clusters.count_K[a] >= self.clusters.count_K[b] else (b, a)
             accepted = p in chosen
@@ -80,7 +82,21 @@ class _Sweep:
                 Move("merge", (int(self.old.id_K[keeper]), int(self.old.id_K[other])), float(ratio_P[p]), accepted, why)
             )
             if accepted:
-                merged.append((keeper, other))
+                merged.append([keeper, other])
+        return merged, moves
+
+    def branches(self) -> tuple[list[list[int]], list[Move]]:
+        """Groups of clusters that are likelier as one although no two of them are (largest first)."""
+        if len(self.clusters.count_K) < 3:  # a pair was tried as such
+            return [], []
+        pair_P2 = _neighbor_pairs(self.clusters.mean_KD, self.config.merge_neighbors)
+        merged, moves = [], []
+        for group, gain in agglomerate(self.prior, self.config.concentration, self.clusters, pair_P2):
+            ordered = sorted(group, key=lambda k: -float(self.clusters.count_K[k]))
+            ids = tuple(int(self.old.id_K[k]) for k in ordered)
+            why = f"the {len(ids)} of them are likelier together, as a whole branch of their dendrogram"
+            moves.append(Move("merge", ids, gain, True, why))
+            merged.append(ordered)
         return merged, moves
 
 
@@ -98,11 +114,14 @@ def next_population(
     sweep = _Sweep(config, prior, first, second, first + second, alive, rng)
     split_K, split_moves = sweep.splits()
     merged, merge_moves = sweep.merges(~split_K)
+    if not merged and not bool(split_K.any()):
+        merged, branch_moves = sweep.branches()
+        merge_moves += branch_moves
     roster = Roster(prior)
     _keep(roster, sweep, split_K, merged)
     next_id = _divide(roster, sweep, split_K)
-    for keeper, other in merged:
-        roster.join(int(alive.id_K[keeper]), sweep.clusters[torch.tensor([keeper, other])])
+    for group in merged:
+        roster.join(int(alive.id_K[group[0]]), sweep.clusters[torch.tensor(group)])
     objective = log_joint(prior, config.concentration, sweep.clusters)
     return roster.population(next_id, objective), [*moves, *split_moves, *merge_moves], objective
 
@@ -126,9 +145,9 @@ def _rows(moments: Moments) -> float:
     return float(moments.count_K[0])
 
 
-def _keep(roster: Roster, sweep: _Sweep, split_K: Tensor, merged: list[tuple[int, int]]) -> None:
+def _keep(roster: Roster, sweep: _Sweep, split_K: Tensor, merged: list[list[int]]) -> None:
     """Clusters that neither split nor merged: subclusters go on, or are cut anew along the next axis when stale."""
-    gone = {k for pair in merged for k in pair} | set(torch.nonzero(split_K).flatten().tolist())
+    gone = {k for group in merged for k in group} | set(torch.nonzero(split_K).flatten().tolist())
     axes = min(sweep.config.axes, sweep.prior.dim)
     for k in range(len(split_K)):
         if k in gone:

@@ -9,8 +9,9 @@ from pydantic import Field
 
 from models.config import Config
 from models.dpm.config import DPMConfig
-from models.reduce import NoReduction, ReduceConfig, UMAPConfig
+from models.reduce import NoReduction, ReduceConfig
 from models.registry import ClustererConfig
+from models.umap_network import UMAPConfig
 from pipeline.cluster.fit import FitConfig
 
 _WIDE = 32  # up to here Gaussians describe embeddings directly; beyond, distances lose contrast and UMAP restores it

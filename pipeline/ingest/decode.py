@@ -46,12 +46,10 @@ _UPRIGHT = {  # EXIF orientation to what puts the image upright
 class DecodeConfig(Config):
     """What an image may cost."""
 
-    max_pixels: int = Field(
-        default=2**26, ge=1
-    )  # a decoded image takes 3 bytes for each, and up to 10 on the way there
-    max_image_bytes: int = Field(
-        default=2**28, ge=1
-    )  # of the encoded file; for read_samples, which does not read larger ones
+    # Each pixel takes 3 bytes once decoded, and up to 16 on the way there.
+    max_pixels: int = Field(default=2**26, ge=1)
+    # Of the encoded file, as a limit for read_samples: a larger one is never held in memory.
+    max_image_bytes: int = Field(default=2**28, ge=1)
 
 
 def decode(image: bytes, config: DecodeConfig | None = None) -> Tensor:
@@ -69,11 +67,9 @@ def decode(image: bytes, config: DecodeConfig | None = None) -> Tensor:
         return _decode(image, config)
     except Undecodable:
         raise
-    except (Image.DecompressionBombError, MemoryError) as error:
-        raise Undecodable(Reason.image_too_large, _sentence(error)) from error
     except Exception as error:  # Pillow's parsers raise a dozen types for damaged files, torchvision RuntimeError
-        truncated = isinstance(error, EOFError) or "truncated" in str(error).lower()
-        raise Undecodable(Reason.truncated_image if truncated else Reason.corrupt_image, _sentence(error)) from error
+        detail = _sentence(error)
+        raise Undecodable(_reason(error, detail), detail) from error
 
 
 def _decode(image: bytes, config: DecodeConfig) -> Tensor:
@@ -93,9 +89,7 @@ def _decode(image: bytes, config: DecodeConfig) -> Tensor:
         _check_size(*picture.size, config)
         picture.load()
         upright = _upright(_to_rgb(picture), _orientation(picture))
-    width, height = upright.size
-    pixels_HWC = torch.frombuffer(bytearray(upright.tobytes()), dtype=torch.uint8).view(height, width, 3)
-    return pixels_HWC.permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()
 
 
 def _opener(image: bytes) -> Callable[[io.BytesIO], ImageFile]:
@@ -153,8 +147,18 @@ def _upright(picture: Image.Image, orientation: int) -> Image.Image:
     return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
 
 
-def _sentence(error: BaseException) -> str:
+def _sentence(error: Exception) -> str:
     """The first line of an error, without the source file that torchvision puts before it."""
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else type(error).__name__
     return text.rpartition(".cpp:")[2].partition(", ")[2] if ".cpp:" in text else text
+
+
+def _reason(error: Exception, detail: str) -> Reason:
+    if isinstance(error, Image.DecompressionBombError | MemoryError):
+        return Reason.image_too_large
+    if isinstance(error, EOFError) or "truncated" in detail.lower():
+        return Reason.truncated_image
+    if detail.startswith(("Unsupported JPEG", "Unsupported color")):  # 12 bits, lossless, hierarchical
+        return Reason.unsupported_image
+    return Reason.corrupt_image

@@ -55,15 +55,16 @@ def write_shards(
     config = config or ShardConfig()
     finished = _claim(output)
     shards: list[Path] = []
-    done = 0
+    done, total = 0, len(scan.images)
     for plan in _plans(scan.images, config):
         path = _shard_path(output, len(shards))
         fingerprint = hashlib.sha256(json.dumps(plan).encode()).hexdigest()
         if not _is_finished(path, finished, fingerprint):
-            _write_shard(path, (_new_sample(scan.folder, key, image) for key, image in plan), fingerprint)
+            samples = (_new_sample(scan.folder, key, image) for key, image in plan)
+            _write_shard(path, _counted(samples, done, total, on_progress), fingerprint)
         shards.append(path)
         done += len(plan)
-        on_progress("shards", done, len(scan.images))
+        on_progress("shards", done, total)
     _remove_leftovers(output, finished, shards)
     return shards
 
@@ -79,7 +80,7 @@ def write_samples(
     config = config or ShardConfig()
     finished = _claim(output)
     shards: list[Path] = []
-    incoming = _checked(samples, on_progress)
+    incoming = _counted(_checked(samples), 0, None, on_progress)
     for first in incoming:
         path = _shard_path(output, len(shards))
         _write_shard(path, _until_full(first, incoming, config), fingerprint="")
@@ -116,7 +117,13 @@ def _until_full(first: NewSample, rest: Iterator[NewSample], config: ShardConfig
         yield sample
 
 
-def _checked(samples: Iterable[NewSample], on_progress: Progress) -> Iterator[NewSample]:
+def _counted(samples: Iterable[NewSample], done: int, total: int | None, on_progress: Progress) -> Iterator[NewSample]:
+    for count, sample in enumerate(samples, start=done + 1):
+        yield sample
+        on_progress("shards", count, total)
+
+
+def _checked(samples: Iterable[NewSample]) -> Iterator[NewSample]:
     keys: set[str] = set()
     for sample in samples:
         name = f"{sample.key}.{sample.extension}"
@@ -130,7 +137,6 @@ def _checked(samples: Iterable[NewSample], on_progress: Progress) -> Iterator[Ne
             raise ShoalError(f"The key {sample.key!r} is there twice; give every sample a key of its own.")
         keys.add(sample.key)
         yield sample
-        on_progress("shards", len(keys), None)
 
 
 def _new_sample(folder: Path, key: str, image: ImageFile) -> NewSample:
@@ -170,7 +176,7 @@ def _claim(output: Path) -> dict[str, dict[str, object]]:
     output.mkdir(parents=True, exist_ok=True)
     journal = output / JOURNAL
     finished: dict[str, dict[str, object]] = {}
-    for line in journal.read_text().splitlines() if journal.exists() else []:
+    for line in journal.read_bytes().splitlines() if journal.exists() else []:
         try:
             entry = json.loads(line)
             finished[str(entry["shard"])] = entry
@@ -201,6 +207,7 @@ def _is_finished(path: Path, finished: dict[str, dict[str, object]], fingerprint
 
 
 def _remove_leftovers(output: Path, finished: dict[str, dict[str, object]], shards: list[Path]) -> None:
-    """Shards of an earlier run that had more of them."""
-    for name in finished.keys() - {shard.name for shard in shards}:
-        (output / name).unlink(missing_ok=True)
+    """Shards of an earlier run that had more of them, and what a killed run had begun."""
+    names = finished.keys() - {shard.name for shard in shards}
+    for path in [output / name for name in names] + list(output.glob(".shard-*.tar.part")):
+        path.unlink(missing_ok=True)

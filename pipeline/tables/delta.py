@@ -176,6 +176,7 @@ class Delta:
         refuse. A `transaction` (application, number) that the log has, or has a higher number of, is done already and
         `plan` is not asked. Raises TableError after COMMIT_ATTEMPTS lost races.
         """
+        refusal = ""
         for _ in range(COMMIT_ATTEMPTS):
             handle = self._at(None)  # refreshed here only: one state is read, decided on and committed on
             version = int(handle.version())
@@ -185,12 +186,12 @@ class Delta:
             try:
                 self._commit(handle, change, transaction)
                 return version + 1  # this or nothing, without retries; the handle itself is not always moved
-            except CommitFailedError:
-                continue
+            except CommitFailedError as error:
+                refusal = _line(error)
             except (DeltaError, OSError) as error:
                 raise TableError(f"{self.path} cannot be committed to ({_line(error)}); check the folder.") from error
         raise TableError(
-            f"This writer lost a race {COMMIT_ATTEMPTS} times: others keep committing to {self.path}; "
+            f"This writer lost a race {COMMIT_ATTEMPTS} times: others keep committing to {self.path} ({refusal}); "
             "let them finish, then run again."
         )
 

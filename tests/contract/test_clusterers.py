@@ -177,6 +177,7 @@ def test_a_saved_model_assigns_and_learns_as_before(kind: str) -> None:
     x_ND, row_N, model = planted(300, spread=1.2)[0], torch.arange(300), halfway(kind)
     payload = safetensors.torch.save(model.tensors())
     again = load(config_for(kind, 4), safetensors.torch.load(payload))
+    assert_close(again.tensors(), model.tensors(), relative=0.0)
     assert torch.equal(again.id_K, model.id_K)
     for name, value in vars(model.assign(x_ND)).items():
         assert torch.equal(vars(again.assign(x_ND))[name], value), name

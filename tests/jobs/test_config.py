@@ -40,7 +40,10 @@ def test_a_section_that_is_null_becomes_one_by_its_kind() -> None:
     [
         (["cluster.algorithm.kind=gnm"], "cluster.algorithm.kind is 'gnm' but should be one of "),
         (["cluster.algorithm.kind=gmm"], "cluster.algorithm.clusters has no value; give it one with --set cluster."),
-        (["cluster.reduce.n_neighbors=5"], "cluster.reduce.kind has no value; say which with --set cluster.reduce.kind="),
+        (
+            ["cluster.reduce.n_neighbors=5"],
+            "cluster.reduce.kind has no value; say which with --set cluster.reduce.kind=",
+        ),
         (["cluster.algorithm.clusters=5"], "cluster.algorithm of kind 'dpm' has no setting 'clusters'; "),
         (["cluster.fit.seed=-1"], "cluster.fit.seed is -1 but should be greater than or equal to 0."),
         (["max_reject_fraction=much"], "max_reject_fraction is 'much' but should be a valid number"),
@@ -92,4 +95,7 @@ def test_every_key_of_the_defaults_can_be_set_to_what_it_is(key: str) -> None:
         if not isinstance(tree, dict) or part not in tree:
             return  # a key of another kind
         tree = tree[part]
-    assert resolve(None, [f"{key}={yaml.safe_dump(tree, default_flow_style=True).removesuffix('...' + chr(10))}"]) == resolve()
+    assert (
+        resolve(None, [f"{key}={yaml.safe_dump(tree, default_flow_style=True).removesuffix('...' + chr(10))}"])
+        == resolve()
+    )

@@ -122,6 +122,24 @@ def test_equal_components_share_a_row_and_the_first_has_it_in_any_block() -> Non
         assert found.probability_N.tolist() == pytest.approx([1 / 3] * len(block_ND))
 
 
+def test_a_row_midway_between_mirrored_components_belongs_to_the_first_whatever_rounding_says() -> None:
+    chol_DD = torch.eye(5).double() + 0.3 * gaussian(5, 5).double().tril()
+    for seed in range(20):
+        mean_KD = gaussian(2, 5, seed).double()
+        gaussians = Gaussians(gaussian(1, 5, seed + 100)[0].double(), mean_KD, chol_DD.repeat(2, 1, 1))
+        model = GMM(GMMConfig(clusters=2), torch.tensor([0.5, 0.5]).double().log(), gaussians, 1e-9, -math.inf)
+        found = model.assign(mean(model).mean(dim=0, keepdim=True))
+        assert (found.cluster_N.item(), found.runner_up_N.item()) == (0, 1)
+        assert found.probability_N.item() == pytest.approx(0.5)
+
+
+def test_components_that_start_without_rows_stay_inside_the_data() -> None:
+    x_ND = torch.tensor([[100.0], [101.0]]).repeat(10, 1)
+    model = start(GMMConfig(clusters=4), summary(x_ND))
+    assert (model.log_weight_K == -math.inf).sum() == 2
+    assert ((mean(model) >= 99.9) & (mean(model) <= 101.1)).all()
+
+
 def test_a_component_without_rows_keeps_its_gaussian_at_weight_0_and_is_nobodys_runner_up() -> None:
     x_ND = gaussian(20, 1)
     model = step(one_dimensional(0.0, 1e6, weight=(0.5, 0.5)), x_ND).model

@@ -46,6 +46,15 @@ def test_one_cloud_cut_into_many_cells_becomes_one_cluster(seed: int) -> None:
     assert len(_fit(x_ND, initial_clusters=20).model.id_K) == 1
 
 
+def test_fragments_that_refuse_to_merge_in_pairs_merge_as_a_whole() -> None:
+    x_ND, _ = _clouds(1, 20_000, 2, 0.0)
+    result = _fit(x_ND)
+    branches = [move for _, move in result.moves if move.kind == "merge" and len(move.clusters) > 2]
+    assert branches
+    assert all(move.log_ratio > 0 for move in branches)
+    assert len(result.model.id_K) == 1
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_one_cloud_stays_one_cluster(seed: int) -> None:
     x_ND, _ = _clouds(1, 1000, 5, 0.0, seed)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.dpm.agglomerate import agglomerate
 from models.dpm.moves import disjoint_pairs, log_joint, log_split_ratio
 from models.dpm.prior import NIW
 from models.gaussians import Moments, moments_of_sets
@@ -56,3 +57,37 @@ def test_far_clouds_prefer_two_clusters_and_one_cloud_prefers_one() -> None:
 def test_conflicting_merges_are_resolved_by_the_largest_gain() -> None:
     pairs = torch.tensor([[0, 1], [1, 2], [2, 3], [4, 5]])
     assert disjoint_pairs(pairs, torch.tensor([1.0, 5.0, 2.0, 0.5])) == [1, 3]
+
+
+def _slices(count: int, rows: int = 4000) -> Moments:
+    """One Gaussian cloud cut into slices of equal size along its first axis."""
+    x_ND = torch.randn(rows, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    set_N = (x_ND[:, 0].argsort().argsort() * count) // rows
+    return moments_of_sets(x_ND, set_N, count, PRIOR.mean_D)
+
+
+def _chain(count: int) -> torch.Tensor:
+    return torch.stack([torch.arange(count - 1), torch.arange(1, count)], dim=1)
+
+
+def test_the_gain_of_a_branch_is_that_of_the_log_joint() -> None:
+    slices = _slices(6)
+    ((group, gain),) = agglomerate(PRIOR, 10.0, slices, _chain(6))
+    assert group == list(range(6))
+    assert gain == pytest.approx(log_joint(PRIOR, 10.0, slices.total()) - log_joint(PRIOR, 10.0, slices), abs=1e-8)
+
+
+def test_a_branch_leaves_a_far_cluster_alone() -> None:
+    far = Moments(
+        torch.tensor([50.0]).double(), torch.full((1, 2), 5000.0).double(), torch.full((1, 2, 2), 5e5).double()
+    )
+    ((group, _),) = agglomerate(PRIOR, 10.0, Moments.cat([_slices(5), far]), _chain(6))
+    assert group == list(range(5))
+
+
+def test_clusters_that_are_apart_stay_apart() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x_ND = torch.randn(300, 2, generator=generator, dtype=torch.float64)
+    set_N = torch.arange(300) % 3
+    x_ND += 30.0 * set_N[:, None]
+    assert agglomerate(PRIOR, 10.0, moments_of_sets(x_ND, set_N, 3, PRIOR.mean_D), _chain(3)) == []

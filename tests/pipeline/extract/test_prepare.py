@@ -37,7 +37,7 @@ def keys(batches: Iterator[Batch]) -> list[list[str]]:
 
 
 ITEMS = [sample(0), reject(1), reject(2), sample(3), sample(4), reject(5)]
-FRESH, CAREFUL = Attempt(0, frozenset()), Attempt(1, frozenset())
+CAREFUL = Attempt(1, frozenset())
 
 
 def test_a_batch_has_as_many_images_as_asked_and_any_number_of_rejects(preparer: Preparer) -> None:
@@ -53,7 +53,7 @@ def test_pixels_are_decoded_and_resized_and_the_bytes_are_dropped(preparer: Prep
     [[prepared]] = preparer.batches([sample(7, b"\x05")], 4)
     assert isinstance(prepared, Prepared)
     assert prepared.pixels_CHW.tolist() == [[[6]]] * 3
-    assert prepared.sample == sample(7, b"\x05").__class__("k7", "s.tar", 3584, 1, "label", b"", "png")
+    assert prepared.sample == Sample("k7", "s.tar", 3584, 1, "label", b"", "png")
 
 
 def test_whatever_a_decoder_raises_is_a_reject(preparer: Preparer) -> None:

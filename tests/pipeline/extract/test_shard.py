@@ -2,18 +2,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from models.backbones import BackboneConfig, load_backbone
 from pipeline.extract.ledger import Attempt
-from pipeline.extract.rows import ShardFiles, ok_rows
-from pipeline.extract.shard import Job, ShardResult, ShardWorker, table_properties
-from pipeline.ingest.shards import Sample
-from pipeline.tables.collection import Collection
+from pipeline.extract.shard import Job, ShardResult, ShardWorker
 from pipeline.tables.samples import SamplesTable, embedding_matrix
-from pipeline.tables.schema import Reason, TableError
+from pipeline.tables.schema import TableError
 
 pytestmark = pytest.mark.usefixtures("torch_threads")
 FRESH, CAREFUL = Attempt(0, frozenset()), Attempt(1, frozenset())
@@ -26,6 +25,12 @@ def run(job: Job, shard: str, attempt: Attempt = FRESH) -> ShardResult:
 def committed(job: Job, result: ShardResult) -> SamplesTable:
     job.table.commit(result.files)
     return job.table
+
+
+def written(job: Job, result: ShardResult) -> pa.Table:
+    """The one file of a result, which need not be committed."""
+    [file] = result.files
+    return pq.read_table(Path(job.table.path, file.path), partitioning=None)
 
 
 def test_rows_are_in_the_order_of_the_shard_and_embeddings_are_those_of_their_images(
@@ -69,13 +74,7 @@ def test_a_careful_attempt_writes_what_a_fast_one_writes(
 ) -> None:
     shard = tar(tmp_path / "s.tar", [(f"{i}.png", png(i)) for i in range(11)])
     job = make_job()
-    fast, careful = ([job.table.read(file) for file in _as_files(job, run(job, shard, a))] for a in (FRESH, CAREFUL))
-    assert fast[0].equals(careful[0])
-
-
-def _as_files(job: Job, result: ShardResult) -> list:  # type: ignore[type-arg]
-    """Files of a result as if they were committed."""
-    return [type("File", (), {"path": file.path, "rows": file.rows}) for file in result.files]
+    assert written(job, run(job, shard, FRESH)).equals(written(job, run(job, shard, CAREFUL)))
 
 
 def test_files_end_at_the_row_limit_and_read_in_order(
@@ -99,8 +98,10 @@ def test_embeddings_of_a_network_do_not_depend_on_how_a_shard_fills_its_batches(
     members = [(f"{i}.png", png(i * 20, 32)) for i in range(7)]
     # the last batch has 3 images, 1 image, and (with the first one damaged) others beside them
     variants = [members, members[:5], [("0.png", b"damaged"), *members[1:]]]
-    results = [worker.extract(tar(tmp_path / f"{i}.tar", each), FRESH, print) for i, each in enumerate(variants)]
-    x_ND = [embedding_matrix(job.table.read(_as_files(job, result)[0])) for result in results]
+    results = [
+        worker.extract(tar(tmp_path / f"{i}.tar", each), FRESH, lambda _: None) for i, each in enumerate(variants)
+    ]
+    x_ND = [embedding_matrix(written(job, result)) for result in results]
     np.testing.assert_array_equal(x_ND[0][:5], x_ND[1])
     np.testing.assert_array_equal(x_ND[0][1:], x_ND[2])
 
@@ -108,12 +109,22 @@ def test_embeddings_of_a_network_do_not_depend_on_how_a_shard_fills_its_batches(
 def test_an_embedding_that_is_not_finite_is_a_reject_and_its_neighbours_are_not(
     make_job: Callable[..., Job], tar: Callable[..., str], png: Callable[..., bytes], tmp_path: Path
 ) -> None:
-    """Weights so large that a white image overflows float32 and a nearly black one does not."""
-    net = load_backbone(BackboneConfig(name="torchvision/resnet18", weights="random", size=32)).net
-    ...
+    """Filters of one huge value overflow float32 on white, but not on the grey where normalised channels cancel out."""
+    config = BackboneConfig(name="torchvision/resnet18", weights="random", size=32)
+    weights = load_backbone(config).net.state_dict()
+    save_file(
+        {**weights, "conv1.weight": torch.full_like(weights["conv1.weight"], 1e37)}, tmp_path / "huge.safetensors"
+    )
+    job = make_job(config.model_copy(update={"weights": str(tmp_path / "huge.safetensors")}))
+    members = [(f"{key}.png", png(level, 32)) for key, level in (("a", 114), ("b", 255), ("c", 114))]
+    table = committed(job, run(job, tar(tmp_path / "s.tar", members)))
+    assert table.rejects().select(["key", "reason"]).to_pylist() == [{"key": "b", "reason": "non_finite_embedding"}]
+    assert table.read(table.files()[0])["key"].to_pylist() == ["a", "c"]
 
 
-def test_a_shard_that_cannot_be_opened_fails_alone_and_leaves_nothing(make_job: Callable[..., Job], tmp_path: Path) -> None:
+def test_a_shard_that_cannot_be_opened_fails_alone_and_leaves_nothing(
+    make_job: Callable[..., Job], tmp_path: Path
+) -> None:
     job = make_job()
     result = run(job, str(tmp_path / "gone.tar"))
     assert result.failure is not None
@@ -121,7 +132,9 @@ def test_a_shard_that_cannot_be_opened_fails_alone_and_leaves_nothing(make_job: 
     assert list(Path(job.table.path).rglob("*.parquet")) == []
 
 
-def test_a_worker_whose_backbone_is_not_the_table_s_refuses_to_work(make_job: Callable[..., Job], tmp_path: Path) -> None:
+def test_a_worker_whose_backbone_is_not_the_table_s_refuses_to_work(
+    make_job: Callable[..., Job], tmp_path: Path
+) -> None:
     job = make_job()
     other = Job(**{**job.__dict__, "backbone": BackboneConfig(name="pixels", size=4)})
     with pytest.raises(TableError, match="192.*48"):

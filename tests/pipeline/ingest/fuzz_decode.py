@@ -1,4 +1,4 @@
-"""Damages images at random and decodes them: `python fuzz_decode.py SEED COUNT`. A process of its own, since it may crash."""
+"""Random damage to images, in a process of its own because it may crash: `python fuzz_decode.py SEED COUNT`."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import random
 import struct
 import subprocess
 import sys
@@ -23,6 +22,8 @@ from pipeline.ingest.decode import DecodeConfig, Undecodable, decode
 from pipeline.tables.schema import Reason
 
 Encode = Callable[..., bytes]
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # about metadata in damaged files
+
 MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"]
 
 
@@ -247,10 +248,7 @@ def jpeg_header(width: int, height: int) -> bytes:
     [
         png(60_000, 60_000, 8, 2, b"\0"),
         jpeg_header(60_000, 60_000),
-        b"GIF89a"
-        + struct.pack("<HHBBB", 60_000, 60_000, 0, 0, 0)
-        + b",\0\0\0\0"
-        + struct.pack("<HHB", 60_000, 60_000, 0),
+        struct.pack("<6sHHxxxsxxxxHHx", b"GIF89a", 60_000, 60_000, b",", 60_000, 60_000) + b"\x08\1\0\0;",
         b"BM" + struct.pack("<IIIIiiHHIIIIII", 100, 0, 54, 40, 60_000, 60_000, 1, 24, 0, 0, 0, 0, 0, 0),
         b"P6 60000 60000 255\n",
         b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<II", 10, 0) + b"\xff\x3f\0\xff\x3f\0",
@@ -272,6 +270,21 @@ def test_a_jpeg_without_a_frame_header() -> None:
     assert reason(b"\xff\xd8\xff\xe0\0\4ab\xff\xda\0\2") == Reason.corrupt_image
     assert reason(b"\xff\xd8\xff\xe0\0\4ab\xff\xd9") == Reason.corrupt_image
     assert reason(b"\xff\xd8\xff\xe0\0\4ab") == Reason.truncated_image
+
+
+@pytest.mark.parametrize(("at", "value"), [(4, 12), (1, 0xC3), (1, 0xC5)], ids=["12-bit", "lossless", "differential"])
+def test_jpegs_beyond_the_usual_processes_are_not_called_corrupt(
+    picture: Image.Image, encode: Encode, at: int, value: int
+) -> None:
+    jpeg = bytearray(encode(picture, "JPEG"))
+    jpeg[jpeg.index(b"\xff\xc0") + at] = value
+    assert reason(bytes(jpeg)) == Reason.unsupported_image
+
+
+def test_details_are_one_line_without_where_a_library_was_built(picture: Image.Image, encode: Encode) -> None:
+    with pytest.raises(Undecodable) as caught:
+        decode(encode(picture, "JPEG")[:-2])
+    assert caught.value.detail == "Image is incomplete or truncated"
 
 
 def test_a_verdict_survives_the_way_between_processes() -> None:

@@ -54,7 +54,7 @@ def test_a_server_without_ranges_is_read_up_to_the_image(
     web: str, tar_of: Callable[..., bytes], shard_of: Callable[..., str]
 ) -> None:
     shard_of(tar_of([("filler.jpg", bytes(12_000_000)), ("a.jpg", b"image")]))
-    assert read_range(f"{web}/shard.tar", 12_001_280 + 256, 5) == b"image"
+    assert read_range(f"{web}/shard.tar", 12_001_280, 5) == b"image"
 
 
 def test_a_shard_that_changed_or_went_is_said_in_a_sentence(shard_of: Callable[..., str], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import random
 import tarfile
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -143,6 +144,21 @@ def test_a_compressed_shard_gives_the_same_samples_whatever_its_name(
             ("b", 7168, b"b", None),
         ]
         assert (rejects, summary.size) == ([], Path(shard).stat().st_size)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_memory_holds_a_few_chunks_and_not_the_shard(
+    tar_of: Callable[..., bytes], shard_of: Shard, compressed: bool
+) -> None:
+    archive = tar_of([(f"{index}.jpg", random.Random(index).randbytes(2**20)) for index in range(48)])
+    shard = shard_of(gzip.compress(archive, 0) if compressed else archive)
+    del archive
+    tracemalloc.start()
+    try:
+        assert sum(isinstance(row, Sample) for row in read_samples(shard)) == 48
+        assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 # What each kind of bad content gives.

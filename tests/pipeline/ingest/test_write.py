@@ -92,6 +92,16 @@ def test_a_shard_is_full_with_the_image_that_reaches_either_limit(tmp_path: Path
     assert list(sizes.values()) == [[3, 3, 1], [2, 2, 2, 1], [1] * 7]
 
 
+def test_progress_counts_images(tmp_path: Path) -> None:
+    folder, steps = fill(tmp_path / "in", FILES), []
+    write_shards(folder, tmp_path / "out", ShardConfig(images_per_shard=2), lambda *step: steps.append(step))
+    assert [done for _, done, _ in steps] == [1, 2, 2, 3, 4, 4, 5, 5]
+    assert {(step, total) for step, _, total in steps} == {("shards", 5)}
+    steps.clear()
+    write_shards(folder, tmp_path / "out", ShardConfig(images_per_shard=2), lambda *step: steps.append(step))
+    assert [done for _, done, _ in steps] == [2, 4, 5]
+
+
 def test_what_is_finished_is_not_written_again(tmp_path: Path) -> None:
     folder, out, config = fill(tmp_path / "in", FILES), tmp_path / "out", ShardConfig(images_per_shard=2)
     shards = write_shards(folder, out, config)
@@ -107,22 +117,22 @@ def test_what_is_finished_is_not_written_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("torn", [b"", b'\n{"shard": "shard-0000', b"\n[]\nnull\n\xff"])
 def test_a_run_that_was_killed_goes_on(tmp_path: Path, torn: bytes) -> None:
-    """Killed behind the first of three shards, in the middle of the second one or of the journal's line about it."""
+    """Killed in the middle of the second of three shards, or of the journal's line about it."""
     folder, config = fill(tmp_path / "in", FILES), ShardConfig(images_per_shard=2)
     whole = write_shards(folder, tmp_path / "whole", config)
     out = tmp_path / "out"
-    calls = []
 
     def killed(step: str, done: int, total: int | None) -> None:
-        calls.append((step, done, total))
-        raise KeyboardInterrupt
+        assert (step, total) == ("shards", 5)
+        if done == 3:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         write_shards(folder, out, config, killed)
-    assert calls == [("shards", 2, 5)]
+    assert sorted(contents(out)) == [".shard-000001.tar.part", "shard-000000.tar", JOURNAL]
     with (out / JOURNAL).open("ab") as journal:
         journal.write(torn)
-    (out / ".shard-000001.tar.part").write_bytes(b"half a shard")
+    (out / ".shard-000007.tar.part").write_bytes(b"half a shard of a larger run")
     first = (out / "shard-000000.tar").stat().st_ino
     shards = write_shards(folder, out, config)
     assert [shard.read_bytes() for shard in shards] == [shard.read_bytes() for shard in whole]

@@ -1,0 +1,56 @@
+"""A run's folder: ours, new, or left alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.folder import FORMAT, MARKER, RunFolder
+from models.errors import ShoalError
+
+
+def test_a_new_folder_is_marked_and_opens_again(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path / "a" / "run"))
+    assert not folder.path.exists()
+    folder.make()
+    assert json.loads((folder.path / MARKER).read_text()) == FORMAT
+    RunFolder(str(folder.path)).make()
+    assert not folder.has_embeddings()
+
+
+def test_an_empty_folder_may_be_used(tmp_path: Path) -> None:
+    RunFolder(str(tmp_path)).make()
+    assert (tmp_path / MARKER).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("thesis.tex", "words", "belongs to something else: it holds thesis.tex; give a new or an empty folder."),
+        (MARKER, '{"format": "shoal-run", "version": 2}', "but this shoal writes"),
+        (MARKER, "no json", "is not what a run writes"),
+    ],
+)
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, name: str, content: str, sentence: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ShoalError) as caught:
+        RunFolder(str(tmp_path))
+    assert sentence in str(caught.value)
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [(name, content)]
+
+
+def test_of_many_strange_files_the_first_are_named(tmp_path: Path) -> None:
+    for name in "abcde":
+        (tmp_path / name).touch()
+    with pytest.raises(ShoalError, match="it holds a, b, c and 2 more;"):
+        RunFolder(str(tmp_path))
+
+
+def test_a_file_and_a_url_are_no_folders(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ShoalError, match="is not a folder"):
+        RunFolder(str(tmp_path / "file"))
+    with pytest.raises(ShoalError, match="is a URL; a run goes into a local folder"):
+        RunFolder("s3://bucket/run")
