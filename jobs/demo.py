@@ -30,6 +30,10 @@ class Digits:
         what = f"{COUNT:,} handwritten digits of scikit-learn into {self.output} ({there} shards there)"
         return [Step("shards", what, State.CHECKED if there else State.TO_DO)]
 
+    def fingerprint(self) -> str:
+        """Of the settings of shards: the digits are always the same."""
+        return f"{COUNT} digits {self.config.shards.model_dump_json()}"
+
     def run(self, on_progress: Progress) -> Figures:
         """The same bytes each time, so that shards which are there may as well be written again."""
         began = time.perf_counter()

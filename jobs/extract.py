@@ -75,6 +75,11 @@ class Extract:
                 f"{len(summary.shards_failed)} shards could not be read now, first {shard} ({why}); "
                 "the same command tries them again."
             )
+        if summary.shards_changed:
+            return (
+                f"{len(summary.shards_changed)} shards changed since they were read, first "
+                f"{summary.shards_changed[0]}; the table has what they held then: extract them into a new table."
+            )
         return shortfall(images, rejects, self.config.max_reject_fraction)
 
 

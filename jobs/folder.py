@@ -23,6 +23,7 @@ class RunFolder:
         self._check()
         self.shards = self.path / "shards"
         self.table = self.path / RUN_FOLDER
+        self.packed = self.path / "packed.json"
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.json"
         self.report = self.path / "report.html"
@@ -36,6 +37,20 @@ class RunFolder:
     def has_embeddings(self) -> bool:
         """Whether there is a table with samples."""
         return self.table.is_dir() and any(self.table.iterdir()) and Collection.open(self.table).has_samples()
+
+    def require_same_images(self, fingerprint: str) -> None:
+        """Raise ShoalError if the table has embeddings of other images than the ones to pack now.
+
+        Packing them would put other images under the shards and offsets that the table names.
+        """
+        if self.packed.exists() and self.has_embeddings() and _fingerprint_in(self.packed) != fingerprint:
+            raise ShoalError(
+                f"The images, or how they are packed, changed since {self.path} was made of them; give a new --output."
+            )
+
+    def record_images(self, fingerprint: str) -> None:
+        """Remember what is about to be packed."""
+        self.packed.write_text(f"{json.dumps({'images': fingerprint})}\n", encoding="utf-8")
 
     def _check(self) -> None:
         if not self.path.exists() and not self.path.is_symlink():
@@ -57,3 +72,10 @@ def _check_marker(marker: Path) -> None:
         raise ShoalError(f"{marker} is not what a run writes ({error}); give --output another folder.") from error
     if found != FORMAT:
         raise ShoalError(f"{marker} says {found} but this shoal writes {FORMAT}; give --output another folder.")
+
+
+def _fingerprint_in(packed: Path) -> object:
+    try:
+        return json.loads(packed.read_text(encoding="utf-8"))["images"]
+    except (ValueError, KeyError, TypeError):
+        return None  # not what we wrote, so not the same images either

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from jobs.assign import Assign
 from jobs.baseline import NAME as BASELINE
@@ -27,18 +28,26 @@ _COUNTS = ("images", "rejects", "reject_fraction", "shards", "dimension", "backb
 _SCORES = ("clusters", "nmi", "ari", "acc", "silhouette")
 
 
+class Packing(Job, Protocol):
+    """The job that makes the shards of a run."""
+
+    def fingerprint(self) -> str:
+        """Names what is packed and how: other shards, other fingerprint."""
+        ...
+
+
 @dataclass(frozen=True)
 class Run:
     """The whole job. `pack` makes the shards of `inputs`; None where they are there before."""
 
     output: str
     config: RunConfig
-    pack: Job | None
+    pack: Packing | None
     inputs: tuple[str, ...]
 
     def plan(self) -> list[Step]:
         """The plans of all steps; of those whose input is not there yet, only that they come."""
-        folder = RunFolder(self.output)
+        folder = self._folder()
         steps = self.pack.plan() if self.pack else []
         if self.pack is None or count_shards(folder.shards):
             steps += Extract(self.inputs, str(folder.table), self.config).plan()
@@ -50,21 +59,29 @@ class Run:
         return steps + [step for name, job in later.items() for step in _plan(name, job, folder)]
 
     def run(self, on_progress: Progress) -> Figures:
-        """Raises ShoalError, before anything is written, if the output folder belongs to something else."""
-        folder = RunFolder(self.output)
+        """Raises ShoalError, and touches nothing, if the output belongs to something else, or to other images."""
+        folder = self._folder()
         folder.make()
-        folder.config.write_text(as_yaml(self.config), encoding="utf-8")
+        if self.pack is not None:
+            folder.record_images(self.pack.fingerprint())
         done: dict[str, Figures] = {}
         seconds: dict[str, float] = {}
         for name, job in self._jobs(folder).items():
             began = time.perf_counter()
             done[name] = job.run(on_progress)
             seconds[name] = time.perf_counter() - began
-            if name == "extract":
+            if name == "extract":  # settings of another backbone are refused by now, and nothing says they were used
+                folder.config.write_text(as_yaml(self.config), encoding="utf-8")
                 require_embeddings(done[name])
         figures = _summary(done, seconds, folder)
         write_json(figures, folder.metrics)
         return figures
+
+    def _folder(self) -> RunFolder:
+        folder = RunFolder(self.output)
+        if self.pack is not None:
+            folder.require_same_images(self.pack.fingerprint())
+        return folder
 
     def _jobs(self, folder: RunFolder) -> dict[str, Job]:
         first: dict[str, Job] = {} if self.pack is None else {"shards": self.pack}

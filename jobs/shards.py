@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +49,11 @@ class Shards:
                 "seconds": time.perf_counter() - began,
             },
         )
+
+    def fingerprint(self) -> str:
+        """Of the names, sizes and times of the images, and of the settings of shards."""
+        content = json.dumps([self.config.shards.model_dump(mode="json"), self._scan().images])
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def _scan(self) -> FolderScan:
         return scan_folder(Path(self.source).expanduser())

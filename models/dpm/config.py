@@ -22,7 +22,7 @@ class DPMConfig(Config):
     initial_clusters: int | None = Field(
         None, ge=1, description="k-means cells that the search starts from; 32, fewer below 1,600 rows, when null"
     )
-    min_size: int = Field(5, ge=2, description="rows in the smaller half of an accepted split")
+    min_size: int = Field(5, ge=2, description="rows that a cluster, or half of a split, must have")
     patience: int = Field(3, ge=1, description="sweeps that subclusters take to settle before their split is judged")
     axes: int = Field(3, ge=1, description="principal axes along which a cluster is cut before it counts as whole")
     merge_neighbors: int = Field(3, ge=1, description="nearest other clusters that a merge is tried with")

@@ -46,10 +46,10 @@ class Population:
             "next_id": torch.tensor([self.next_id]),
             "log_weight_K": self.log_weight_K,
             "mean_KD": self.clusters.mean_KD,
-            "chol_KDD": self.clusters.chol_KDD,
+            "chol_KDD": self.clusters.chol_KDD.contiguous(),  # LAPACK leaves them column by column
             "log_weight_half_H": self.log_weight_half_H,
             "mean_HD": self.halves.mean_KD,
-            "chol_HDD": self.halves.chol_KDD,
+            "chol_HDD": self.halves.chol_KDD.contiguous(),
             "age_K": self.age_K,
             "axis_K": self.axis_K,
             "tried_K": self.tried_K,

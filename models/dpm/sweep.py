@@ -105,11 +105,15 @@ def next_population(
 ) -> tuple[Population, list[Move], float]:
     """The clusters after one sweep, every move proposed in it, and the log joint of the partition it was given.
 
-    An empty cluster dies at once; a split's larger child and a merge's larger parent keep the id.
+    A cluster with fewer rows than `min_size` (empty ones above all) dies at once, and its rows go to the next best in
+    the next sweep; a split's larger child and a merge's larger parent keep the id.
     """
     first, second = halves[torch.arange(0, len(halves.count_K), 2)], halves[torch.arange(1, len(halves.count_K), 2)]
-    living = torch.nonzero(first.count_K + second.count_K > 0).flatten()
-    moves = _deaths(old, first.count_K + second.count_K)
+    whole = first + second
+    objective = log_joint(prior, config.concentration, whole[torch.nonzero(whole.count_K > 0).flatten()])
+    living_K = whole.count_K >= min(config.min_size, int(whole.count_K.max()))
+    living = torch.nonzero(living_K).flatten()
+    moves = _deaths(old, whole.count_K, ~living_K)
     first, second, alive = first[living], second[living], old[living]
     sweep = _Sweep(config, prior, first, second, first + second, alive, rng)
     split_K, split_moves = sweep.splits()
@@ -122,13 +126,14 @@ def next_population(
     next_id = _divide(roster, sweep, split_K)
     for group in merged:
         roster.join(int(alive.id_K[group[0]]), sweep.clusters[torch.tensor(group)])
-    objective = log_joint(prior, config.concentration, sweep.clusters)
     return roster.population(next_id, objective), [*moves, *split_moves, *merge_moves], objective
 
 
-def _deaths(old: Population, count_K: Tensor) -> list[Move]:
-    empty = torch.nonzero(count_K == 0).flatten()
-    return [Move("death", (int(old.id_K[k]),), math.nan, True, "no row is most probable in it") for k in empty.tolist()]
+def _deaths(old: Population, count_K: Tensor, dying_K: Tensor) -> list[Move]:
+    return [
+        Move("death", (int(old.id_K[k]),), math.nan, True, f"{int(count_K[k])} rows, fewer than min_size")
+        for k in torch.nonzero(dying_K).flatten().tolist()
+    ]
 
 
 def _divide(roster: Roster, sweep: _Sweep, split_K: Tensor) -> int:

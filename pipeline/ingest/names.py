@@ -56,7 +56,7 @@ def unique_keys(paths: Iterable[str]) -> list[str]:
     """A key for each relative path of an image, one that `split_name` gives back whatever extension follows it.
 
     Folders and Unicode stay. Dots in the stem become "_", because WebDataset would end the key there; so do control
-    characters, and a "_" goes from the front of a top folder like `__MACOSX__`, which WebDataset skips. When this, or
+    characters, and leading "_" go from a top folder like `__MACOSX__`, which WebDataset skips. When this, or
     the loss of the extension, makes two keys equal, later paths get "-1", "-2", …: the same paths in the same order
     give the same keys. Memory: all keys.
     """
@@ -64,7 +64,7 @@ def unique_keys(paths: Iterable[str]) -> list[str]:
     for path in paths:
         pure = PurePosixPath(_printable(path))
         stem = str(pure.with_name(pure.stem.replace(".", "_")))
-        if _WEBDATASET_META.match(stem):
+        while _WEBDATASET_META.match(stem):
             stem = stem[1:]
         key, number = stem, 0
         while key in keys:

@@ -9,6 +9,8 @@ import pytest
 
 from jobs.folder import FORMAT, MARKER, RunFolder
 from models.errors import ShoalError
+from pipeline.tables.collection import Collection
+from pipeline.tables.samples import TableProperties
 
 
 def test_a_new_folder_is_marked_and_opens_again(tmp_path: Path) -> None:
@@ -54,3 +56,18 @@ def test_a_file_and_a_url_are_no_folders(tmp_path: Path) -> None:
         RunFolder(str(tmp_path / "file"))
     with pytest.raises(ShoalError, match="is a URL; a run goes into a local folder"):
         RunFolder("s3://bucket/run")
+
+
+def test_other_images_are_refused_once_some_are_embedded(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.make()
+    folder.record_images("a")
+    folder.require_same_images("b")  # nothing is embedded: packing may begin again
+    properties = TableProperties(dimension=1, backbone="b", backbone_digest="", l2_normalised=False, preprocessing={})
+    Collection.create(folder.table).create_samples(properties)
+    folder.require_same_images("a")
+    with pytest.raises(ShoalError, match=r"The images, or how they are packed, changed since .*/run was made of them"):
+        folder.require_same_images("b")
+    folder.packed.write_text("torn")
+    with pytest.raises(ShoalError, match="give a new --output"):
+        folder.require_same_images("a")

@@ -80,6 +80,14 @@ def test_a_heavily_imbalanced_cloud_is_found() -> None:
     assert sorted(size for size in sizes if size) == [20, 2000]
 
 
+def test_a_few_outliers_are_no_cluster_until_there_are_min_size_of_them() -> None:
+    x_ND, _ = _clouds(2, 400, 2, 15.0)
+    for outliers, clusters in ((4, 2), (6, 3)):
+        far_nD = 200 + torch.randn(outliers, 2, generator=torch.Generator().manual_seed(0))
+        result = _fit(torch.cat([x_ND, far_nD]), min_size=5, prior_scale=0.01)
+        assert len(result.model.id_K) == clusters
+
+
 def test_ids_follow_the_larger_child_and_are_never_reused() -> None:
     x_ND, _ = _clouds(5, 500, 2, 15.0)
     result = _fit(x_ND, initial_clusters=1)

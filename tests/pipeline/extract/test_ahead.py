@@ -1,4 +1,5 @@
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -18,7 +19,7 @@ def test_map_ahead_is_map(items: list[int], window: int) -> None:
 def test_map_ahead_reads_no_further_than_its_window() -> None:
     read: list[int] = []
 
-    def items():  # type: ignore[no-untyped-def]
+    def items() -> Iterator[int]:
         for i in range(100):
             read.append(i)
             yield i
@@ -32,7 +33,7 @@ def test_map_ahead_reads_no_further_than_its_window() -> None:
 def test_one_ahead_makes_the_next_item_while_one_is_in_use() -> None:
     made = [threading.Event() for _ in range(4)]
 
-    def items():  # type: ignore[no-untyped-def]
+    def items() -> Iterator[int]:
         for i in range(3):
             made[i].set()
             yield i
@@ -44,7 +45,7 @@ def test_one_ahead_makes_the_next_item_while_one_is_in_use() -> None:
 
 
 def test_one_ahead_raises_what_its_items_raise_and_leaves_no_thread_waiting() -> None:
-    def items():  # type: ignore[no-untyped-def]
+    def items() -> Iterator[int]:
         yield 1
         raise OSError("gone")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from webdataset.tariterators import base_plus_ext
 
@@ -87,6 +87,7 @@ PARTS = st.text(st.sampled_from("ab._-Ä\n"), min_size=1, max_size=5).filter(lam
 
 
 @given(paths=st.lists(st.lists(PARTS, min_size=1, max_size=3).map("/".join), unique=True, max_size=20))
+@example(paths=["_____/a"])
 def test_keys_are_unique_and_come_back_from_member_names(paths: list[str]) -> None:
     keys = unique_keys([f"{path}.jpg" for path in paths])
     assert len(set(keys)) == len(paths)
