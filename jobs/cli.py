@@ -77,7 +77,10 @@ def run(
     dry_run: DryRun = False,
     json: Json = None,
 ) -> None:
-    """The whole job: shards, embeddings, clusters without K, scores and a report. Continues where it stopped."""
+    """Images to clusters and a report; the same command continues.
+
+    Packs shards, embeds, clusters without K, scores and reports. Each step skips what is done.
+    """
     from jobs.run import whole_job
 
     sets = [*sets, *_reject_setting(max_reject_fraction)]
@@ -141,7 +144,7 @@ def assign(
     dry_run: DryRun = False,
     json: Json = None,
 ) -> None:
-    """Give rows that came after a fit their clusters, by the model that was fitted."""
+    """Label new rows by the model that was fitted."""
     from jobs.assign import Assign
 
     _carry_out(lambda settings: Assign(table, artifact, name, settings), config, sets, dry_run, json)
@@ -156,7 +159,7 @@ def evaluate(
     dry_run: DryRun = False,
     json: Json = None,
 ) -> None:
-    """Score the clusterings of a table, against labels where it has them."""
+    """Score clusterings, against labels where there are any."""
     from jobs.evaluate import Evaluate
 
     _carry_out(lambda settings: Evaluate(table, name, settings), config, sets, dry_run, json)
@@ -174,7 +177,7 @@ def report(
     dry_run: DryRun = False,
     json: Json = None,
 ) -> None:
-    """Write the report of a clustering: one HTML file with its images."""
+    """Show a clustering and its images in one HTML file."""
     from jobs.reporting import Report
 
     _carry_out(lambda settings: Report(table, output, name, settings), config, sets, dry_run, json)
@@ -185,7 +188,10 @@ def show(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A table, a run's folder, an artifact or a shard.")],
     json: Json = None,
 ) -> None:
-    """What is this table or artifact: versions, rows, dimension, lineage, sizes."""
+    """What is this table, run, artifact or shard?
+
+    Versions, rows, dimension, lineage and sizes.
+    """
     from jobs.show import Show
 
     _run_now(Show(path), json)
@@ -197,6 +203,7 @@ def import_(
         list[Path], typer.Argument(metavar="FILE...", help=".npy, .npz, .parquet, .arrow or .safetensors")
     ],
     output: Annotated[str, typer.Option("--output", metavar="TABLE", help="Folder of the table.")],
+    max_reject_fraction: Rejects = None,
     config: ConfigFile = None,
     sets: Sets = _NONE,
     dry_run: DryRun = False,
@@ -205,6 +212,7 @@ def import_(
     """Bring embeddings made elsewhere into a table."""
     from jobs.importing import Import
 
+    sets = [*sets, *_reject_setting(max_reject_fraction)]
     _carry_out(lambda settings: Import(tuple(files), output, settings), config, sets, dry_run, json)
 
 
@@ -232,7 +240,10 @@ def bench(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Run a benchmark: both sides of a comparison, a table, and last one JSON line. `list` names them."""
+    """Measure both sides of a comparison; `list` names them.
+
+    Prints a table and, last, one JSON line. Exits with 1 when the bar is missed.
+    """
     from jobs.bench import registry
 
     if name == "list":

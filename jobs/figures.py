@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.files import write_whole
 from jobs.report.wording import DASH, count, number
 
 Value = str | int | float | bool | None
@@ -51,14 +51,8 @@ def words(name: str) -> str:
 
 
 def write_json(figures: Figures, path: Path) -> None:
-    """Write the figures; a reader sees the whole file or none. Raises OSError where the folder is missing or closed."""
-    text = json.dumps(figures.document(), indent=2, ensure_ascii=False, allow_nan=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(f"{text}\n", encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write the figures as JSON. Raises OSError where the folder is missing or closed."""
+    write_whole(path, json.dumps(figures.document(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _plain(row: Row) -> dict[str, Value]:

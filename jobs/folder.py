@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from jobs.files import write_whole
 from models.errors import ShoalError
 from pipeline.tables.collection import RUN_FOLDER, Collection
 
@@ -32,7 +33,7 @@ class RunFolder:
         """Create and mark the folder, if that is not done."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / MARKER).exists():
-            (self.path / MARKER).write_text(f"{json.dumps(FORMAT)}\n", encoding="utf-8")
+            write_whole(self.path / MARKER, f"{json.dumps(FORMAT)}\n")
 
     def has_embeddings(self) -> bool:
         """Whether there is a table with samples."""
@@ -50,14 +51,15 @@ class RunFolder:
 
     def record_images(self, fingerprint: str) -> None:
         """Remember what is about to be packed."""
-        self.packed.write_text(f"{json.dumps({'images': fingerprint})}\n", encoding="utf-8")
+        write_whole(self.packed, f"{json.dumps({'images': fingerprint})}\n")
 
     def _check(self) -> None:
         if not self.path.exists() and not self.path.is_symlink():
             return
         if not self.path.is_dir():
             raise ShoalError(f"{self.path} is not a folder; give --output a new or an empty one.")
-        names = sorted(entry.name for entry in self.path.iterdir())
+        unfinished = f".{MARKER}."  # left by a run that was killed at its first breath
+        names = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(unfinished))
         if names and MARKER not in names:
             some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise ShoalError(f"{self.path} belongs to something else: it holds {some}; give a new or an empty folder.")

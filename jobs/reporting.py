@@ -52,5 +52,7 @@ class Report:
         )
 
     def _path(self, table: Collection) -> Path:
-        beside = table.path.parent if table.path.name == RUN_FOLDER else table.path
-        return (self.output or beside / FILE).expanduser().absolute()
+        if self.output is None:
+            return (table.path.parent if table.path.name == RUN_FOLDER else table.path) / FILE
+        output = self.output.expanduser().absolute()
+        return output / FILE if output.is_dir() else output

@@ -15,12 +15,12 @@ from jobs.cluster import Cluster
 from jobs.config import RunConfig, as_yaml
 from jobs.evaluate import Evaluate
 from jobs.extract import Extract, require_embeddings
+from jobs.files import write_whole
 from jobs.figures import Figures, Row, Value, write_json
 from jobs.folder import RunFolder
 from jobs.reporting import Report
 from jobs.shards import Shards, count_shards
 from jobs.steps import Job, Step
-from pipeline.ingest.names import is_shard
 from pipeline.progress import Progress
 from pipeline.tables.collection import Collection
 
@@ -71,7 +71,7 @@ class Run:
             done[name] = job.run(on_progress)
             seconds[name] = time.perf_counter() - began
             if name == "extract":  # settings of another backbone are refused by now, and nothing says they were used
-                folder.config.write_text(as_yaml(self.config), encoding="utf-8")
+                write_whole(folder.config, as_yaml(self.config))
                 require_embeddings(done[name])
         figures = _summary(done, seconds, folder)
         write_json(figures, folder.metrics)
@@ -104,8 +104,7 @@ class Run:
 def whole_job(source: str, output: str, config: RunConfig) -> Run:
     """The run of a folder of images, a folder of shards, a shard, or shard URLs with brace expansion."""
     folder = Path(source).expanduser()
-    images = folder.is_dir() and not any(is_shard(path.name) for path in folder.iterdir())
-    if not images:
+    if count_shards(folder) or not folder.is_dir():
         return Run(output, config, None, (source,))
     shards = str(RunFolder(output).shards)
     return Run(output, config, Shards(source, shards, config), (shards,))

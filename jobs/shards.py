@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from jobs.config import RunConfig
@@ -27,14 +28,14 @@ class Shards:
 
     def plan(self) -> list[Step]:
         """Counts the images, and the shards that are there."""
-        scan, there = self._scan(), count_shards(Path(self.output))
-        what = f"{len(scan.images):,} images of {self.source} into {self.output} ({there} shards there)"
+        there = count_shards(Path(self.output))
+        what = f"{len(self.scan.images):,} images of {self.source} into {self.output} ({there} shards there)"
         return [Step("shards", what, State.CHECKED if there else State.TO_DO)]
 
     def run(self, on_progress: Progress) -> Figures:
         """Raises ShoalError for a folder without images, or an output that holds shards from elsewhere."""
         began = time.perf_counter()
-        scan = self._scan()
+        scan = self.scan
         shards = write_shards(scan, Path(self.output).expanduser(), self.config.shards, on_progress)
         return Figures(
             "shards",
@@ -52,10 +53,12 @@ class Shards:
 
     def fingerprint(self) -> str:
         """Of the names, sizes and times of the images, and of the settings of shards."""
-        content = json.dumps([self.config.shards.model_dump(mode="json"), self._scan().images])
+        content = json.dumps([self.config.shards.model_dump(mode="json"), self.scan.images])
         return hashlib.sha256(content.encode()).hexdigest()
 
-    def _scan(self) -> FolderScan:
+    @cached_property
+    def scan(self) -> FolderScan:
+        """What is in the folder, looked at once: what is packed is what the fingerprint is of."""
         return scan_folder(Path(self.source).expanduser())
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.figures import Figures, Row, Value
+from jobs.folder import MARKER as RUN_MARKER
+from jobs.reporting import FILE as REPORT
 from jobs.steps import Step
 from models.errors import ShoalError
 from pipeline.ingest.names import is_shard
@@ -52,6 +54,8 @@ def _table(path: Path) -> Figures:
         values |= {name: samples[name] for name in ("dimension", "backbone", "l2_normalised", "shards", "files")}
         values |= {"backbone_digest": samples["backbone_digest"][:12], "size_bytes": samples["bytes"]}
     values["artifacts"] = len(found["artifacts"])
+    if (path / RUN_MARKER).is_file():
+        values |= {"run": str(path), "report": str(path / REPORT) if (path / REPORT).is_file() else None}
     lineage = [
         _generation(name, generation)
         for name, generations in found["clusterings"].items()

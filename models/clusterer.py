@@ -105,6 +105,11 @@ class DataSummary:
         """D."""
         return int(self.mean_D.shape[0])
 
+    def to(self, device: torch.device | str) -> DataSummary:
+        """The same on another device."""
+        moved = (each.to(device) for each in (self.mean_D, self.covariance_DD, self.sample_MD))
+        return DataSummary(self.rows, *moved, seed=self.seed)
+
     @property
     def variance(self) -> float:
         """Mean variance per dimension."""

@@ -45,6 +45,10 @@ class Moments:
             torch.cat([part.second_KDD for part in parts]),
         )
 
+    def to(self, device: torch.device | str) -> Moments:
+        """The same on another device."""
+        return Moments(self.count_K.to(device), self.sum_KD.to(device), self.second_KDD.to(device))
+
     def total(self) -> Moments:
         """The union of all sets, as one."""
         return Moments(
@@ -143,6 +147,10 @@ class Gaussians:
                 distance_N = torch.addmm(-offset_D, centred_ND, whiten_DD.T).square_().sum(dim=1)
                 density_NK[start : start + _ROWS, k] = distance_N.mul_(-0.5).add_(constant_K[k])
         return density_NK
+
+    def to(self, device: torch.device | str) -> Gaussians:
+        """The same on another device."""
+        return Gaussians(self.origin_D.to(device), self.mean_KD.to(device), self.chol_KDD.to(device))
 
     def __getitem__(self, index: Tensor) -> Gaussians:
         return Gaussians(self.origin_D, self.mean_KD[index], self.chol_KDD[index])

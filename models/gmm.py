@@ -12,12 +12,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from models.clusterer import NOISE, Assignment, DataSummary, Stats, Update, check_dim
+from models.clusterer import Assignment, DataSummary, Stats, Update, check_dim
 from models.config import Config
 from models.gaussians import Gaussians, Moments, factorize, moments_of_sets, weighted_moments
 from models.neighbors import kmeans_seeds, nearest
-
-_TIE = 1e-9  # relative; rounding of a log density, which differs with the size of the block, stays below
+from models.posterior import posterior_assignment
 
 
 class GMMConfig(Config):
@@ -91,18 +90,7 @@ class GMM:
         Components whose posteriors agree to rounding are tied, and the first of them is taken in blocks of any size.
         """
         check_dim(x_ND, self.dim)
-        joint_NK = self._log_joint(x_ND)
-        cluster_N = _first_best(joint_NK)
-        best_N = joint_NK.gather(1, cluster_N[:, None])[:, 0]
-        others_NK = joint_NK.scatter(1, cluster_N[:, None], -torch.inf)
-        second_N = torch.where(others_NK.isfinite().any(dim=1), _first_best(others_NK), NOISE)
-        return Assignment(
-            cluster_N=cluster_N,
-            component_N=cluster_N,
-            probability_N=(best_N - joint_NK.logsumexp(dim=1)).exp().float(),
-            runner_up_N=second_N,
-            score_N=(best_N - self.log_weight_K[cluster_N]).float(),
-        )
+        return posterior_assignment(self._log_joint(x_ND), self.log_weight_K, self.id_K)
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and Gaussians, and the two numbers that a fit continues from."""
@@ -147,8 +135,3 @@ def load(config: GMMConfig, tensors: dict[str, Tensor]) -> GMM:
     floor, log_likelihood = tensors["floor_log_likelihood"].tolist()
     gaussians = Gaussians(tensors["origin_D"], tensors["mean_KD"], tensors["chol_KDD"])
     return GMM(config, tensors["log_weight_K"], gaussians, floor, log_likelihood)
-
-
-def _first_best(joint_NK: Tensor) -> Tensor:
-    best_N1 = joint_NK.amax(dim=1, keepdim=True)
-    return (joint_NK >= best_N1 - _TIE * (1 + best_N1.abs())).int().argmax(dim=1)

@@ -16,13 +16,14 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from models.clusterer import NOISE, Assignment, DataSummary, Stats, Update, check_dim
+from models.clusterer import Assignment, DataSummary, Stats, Update, check_dim
 from models.dpm.config import DPMConfig
 from models.dpm.population import Population, newborn
 from models.dpm.prior import NIW, niw_from
 from models.dpm.sweep import next_population
 from models.gaussians import Moments, moments_of_sets
 from models.neighbors import kmeans_seeds, nearest
+from models.posterior import most_probable, posterior_assignment
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class DPMStats:
 class DPM:
     """The mixture after some sweeps: Gaussians and log weights of clusters and subclusters, and the search's progress.
 
-    `expect` costs O(N (K + 2) D^2) time; `maximize` O(K D^3), independent of N.
+    `expect` costs O(N (K + 2) D^2) time, on the device of its rows; `maximize` O(K D^3), independent of N, always on the
+    CPU, where the parameters live: they are small, and a sweep decides cluster by cluster.
     """
 
     config: DPMConfig
@@ -63,13 +65,13 @@ class DPM:
     def expect(self, x_ND: Tensor, row_N: Tensor) -> DPMStats:
         """Moments of the subclusters that the rows fall into. Deterministic: `row_N` is not needed."""
         check_dim(x_ND, self.dim)
-        cluster_N = self._log_joint(x_ND).argmax(dim=1)
+        cluster_N = most_probable(self._log_joint(x_ND))
         half_N = 2 * cluster_N + self._in_second_half(x_ND, cluster_N).long()
-        return DPMStats(moments_of_sets(x_ND, half_N, 2 * len(self.id_K), self.prior.mean_D))
+        return DPMStats(moments_of_sets(x_ND, half_N, 2 * len(self.id_K), self.prior.mean_D.to(x_ND.device)))
 
     def maximize(self, stats: Stats, rng: torch.Generator) -> Update:
         """One sweep of the search: deaths, splits, merges, then the posterior mode of what is left."""
-        halves = cast(DPMStats, stats).halves
+        halves = cast(DPMStats, stats).halves.to("cpu")
         population, moves, objective = next_population(self.config, self.prior, self.population, halves, rng)
         change = abs(objective - self.population.objective)
         still = not any(move.accepted for move in moves) and bool((population.axis_K >= self._axes).all())
@@ -79,17 +81,8 @@ class DPM:
     def assign(self, x_ND: Tensor) -> Assignment:
         """Maximum a posteriori cluster of each row; `score` is the log density of the row in its cluster's Gaussian."""
         check_dim(x_ND, self.dim)
-        joint_NK = self._log_joint(x_ND)
-        top_N2, index_N2 = joint_NK.topk(min(2, joint_NK.shape[1]), dim=1)
-        best_N = index_N2[:, 0]
-        runner_up_N = self.id_K[index_N2[:, 1]] if index_N2.shape[1] == 2 else torch.full_like(best_N, NOISE)
-        return Assignment(
-            cluster_N=self.id_K[best_N],
-            component_N=best_N,
-            probability_N=(top_N2[:, 0] - joint_NK.logsumexp(dim=1)).exp().float(),
-            runner_up_N=runner_up_N,
-            score_N=(top_N2[:, 0] - self.population.log_weight_K[best_N]).float(),
-        )
+        id_K, log_weight_K = (each.to(x_ND.device) for each in (self.id_K, self.population.log_weight_K))
+        return posterior_assignment(self._log_joint(x_ND), log_weight_K, id_K)
 
     def tensors(self) -> dict[str, Tensor]:
         """Prior and population; `load` restores the same model from them."""
@@ -105,7 +98,8 @@ class DPM:
         return min(self.config.axes, self.dim)
 
     def _log_joint(self, x_ND: Tensor) -> Tensor:
-        return self.population.clusters.log_density(x_ND).add_(self.population.log_weight_K)
+        log_weight_K = self.population.log_weight_K.to(x_ND.device)
+        return self.population.clusters.to(x_ND.device).log_density(x_ND).add_(log_weight_K)
 
     def _in_second_half(self, x_ND: Tensor, cluster_N: Tensor) -> Tensor:
         """Whether each row is more probable in its cluster's second subcluster; ties go to the first."""
@@ -116,8 +110,8 @@ class DPM:
             rows_n = order_N[start : start + count]
             if count:
                 pair = torch.tensor([2 * k, 2 * k + 1])
-                joint_n2 = self.population.halves[pair].log_density(x_ND[rows_n])
-                joint_n2 += self.population.log_weight_half_H[pair]
+                joint_n2 = self.population.halves[pair].to(x_ND.device).log_density(x_ND[rows_n])
+                joint_n2 += self.population.log_weight_half_H[pair].to(x_ND.device)
                 second_N[rows_n] = joint_n2[:, 1] > joint_n2[:, 0]
             start += count
         return second_N
@@ -128,6 +122,7 @@ def start(config: DPMConfig, data: DataSummary) -> DPM:
 
     Raises ShoalError when the prior is impossible in this dimension.
     """
+    data = data.to("cpu")
     prior = niw_from(config, data)
     starts = config.starts(data.rows)
     if starts == 1:

@@ -146,7 +146,7 @@ def test_rejects_are_told_and_fail_above_the_fraction_that_is_allowed(tmp_path: 
     x_ND = np.ones((20, 2), np.float32)
     x_ND[:2] = np.nan
     np.save(tmp_path / "x.npy", x_ND)
-    allowed = shoal("import", tmp_path / "x.npy", "--output", tmp_path / "a", "--set", "max_reject_fraction=0.1")
+    allowed = shoal("import", tmp_path / "x.npy", "--output", tmp_path / "a", "--max-reject-fraction", "0.1")
     assert allowed.exit_code == 0, allowed.stderr
     result = shoal("import", tmp_path / "x.npy", "--output", tmp_path / "b", "--json", tmp_path / "figures.json")
     assert result.exit_code == 1
