@@ -107,8 +107,8 @@ class DataSummary:
 
     def to(self, device: torch.device | str) -> DataSummary:
         """The same on another device."""
-        moved = (each.to(device) for each in (self.mean_D, self.covariance_DD, self.sample_MD))
-        return DataSummary(self.rows, *moved, seed=self.seed)
+        mean_D, covariance_DD, sample_MD = (x.to(device) for x in (self.mean_D, self.covariance_DD, self.sample_MD))
+        return DataSummary(self.rows, mean_D, covariance_DD, sample_MD, self.seed)
 
     @property
     def variance(self) -> float:

@@ -44,8 +44,8 @@ class DPMStats:
 class DPM:
     """The mixture after some sweeps: Gaussians and log weights of clusters and subclusters, and the search's progress.
 
-    `expect` costs O(N (K + 2) D^2) time, on the device of its rows; `maximize` O(K D^3), independent of N, always on the
-    CPU, where the parameters live: they are small, and a sweep decides cluster by cluster.
+    `expect` costs O(N (K + 2) D^2) time, on the device of its rows; `maximize` O(K D^3), independent of N and always on
+    the CPU, where the parameters live: they are small, and a sweep decides cluster by cluster.
     """
 
     config: DPMConfig
