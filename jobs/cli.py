@@ -263,12 +263,12 @@ def bench(
 def _carry_out(
     job: Callable[[RunConfig], Job], file: Path | None, sets: list[str], dry_run: bool, json: Path | None
 ) -> None:
-    from jobs.config import resolve
+    from jobs.config import digest, resolve
     from jobs.steps import planned
 
     settings = resolve(file, sets)
     if dry_run:
-        _finish(planned(job(settings), settings), json)
+        _finish(planned(job(settings), digest(settings)), json)
     else:
         _run_now(job(settings), json)
 

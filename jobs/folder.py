@@ -10,6 +10,7 @@ from models.errors import ShoalError
 from pipeline.tables.collection import RUN_FOLDER, Collection
 
 MARKER = "run.json"
+REPORT = "report.html"
 FORMAT = {"format": "shoal-run", "version": 1}
 
 
@@ -27,7 +28,7 @@ class RunFolder:
         self.packed = self.path / "packed.json"
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.json"
-        self.report = self.path / "report.html"
+        self.report = self.path / REPORT
 
     def make(self) -> None:
         """Create and mark the folder, if that is not done."""

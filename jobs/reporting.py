@@ -9,13 +9,12 @@ from pathlib import Path
 from jobs.cluster import choose
 from jobs.config import RunConfig
 from jobs.figures import Figures
+from jobs.folder import REPORT
 from jobs.report.build import build
 from jobs.report.collect import collect
 from jobs.steps import Step
 from pipeline.progress import Progress
 from pipeline.tables.collection import RUN_FOLDER, Collection
-
-FILE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,6 @@ class Report:
 
     def _path(self, table: Collection) -> Path:
         if self.output is None:
-            return (table.path.parent if table.path.name == RUN_FOLDER else table.path) / FILE
+            return (table.path.parent if table.path.name == RUN_FOLDER else table.path) / REPORT
         output = self.output.expanduser().absolute()
-        return output / FILE if output.is_dir() else output
+        return output / REPORT if output.is_dir() else output

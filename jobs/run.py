@@ -15,8 +15,8 @@ from jobs.cluster import Cluster
 from jobs.config import RunConfig, as_yaml
 from jobs.evaluate import Evaluate
 from jobs.extract import Extract, require_embeddings
-from jobs.files import write_whole
 from jobs.figures import Figures, Row, Value, write_json
+from jobs.files import write_whole
 from jobs.folder import RunFolder
 from jobs.reporting import Report
 from jobs.shards import Shards, count_shards

@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.figures import Figures, Row, Value
 from jobs.folder import MARKER as RUN_MARKER
-from jobs.reporting import FILE as REPORT
+from jobs.folder import REPORT
 from jobs.steps import Step
 from models.errors import ShoalError
 from pipeline.ingest.names import is_shard

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from jobs.config import RunConfig, digest
 from jobs.figures import Figures
 from pipeline.progress import Progress
 
@@ -41,6 +40,6 @@ class Job(Protocol):
         ...
 
 
-def planned(job: Job, config: RunConfig) -> Figures:
+def planned(job: Job, config_digest: str) -> Figures:
     """The plan of a job as figures; nothing is done."""
-    return Figures("plan", {"config_digest": digest(config)}, {"steps": [asdict(step) for step in job.plan()]})
+    return Figures("plan", {"config_digest": config_digest}, {"steps": [asdict(step) for step in job.plan()]})

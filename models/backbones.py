@@ -9,6 +9,8 @@ import difflib
 import hashlib
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -127,7 +129,7 @@ def _find(name: str) -> tuple[Library, str]:
 
 def _unknown(name: str) -> str:
     known = backbone_names()
-    prefixed = [full for full in known if full.partition("/")[2] == name]
+    prefixed = [full for full in known if "/" in full and full.partition("/")[2] == name]
     if prefixed:
         return f"Backbone {name!r} lacks its library; write {' or '.join(prefixed)}."
     near = difflib.get_close_matches(name, known, n=3) or ["pixels", "torchvision/resnet18", "timm/resnet18"]
@@ -135,7 +137,7 @@ def _unknown(name: str) -> str:
 
 
 def _build(library: Library, name: str, config: BackboneConfig) -> Network:
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _about_size(config, config.size):
         torch.manual_seed(config.seed)
         return library.build(name, config.size)
 
@@ -173,17 +175,23 @@ def _with_grey(pixels: Preprocessing, config: BackboneConfig) -> Preprocessing:
 
 def _measure_dim(net: nn.Module, pixels: Preprocessing, config: BackboneConfig, device: str) -> int:
     black_1CSS = torch.zeros(1, pixels.channels, pixels.size, pixels.size, device=device)
-    try:
-        with torch.inference_mode():
-            feature_1D = net(black_1CSS)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise ShoalError(
-            f"Backbone {config.name} cannot take images of {pixels.size} × {pixels.size} pixels "
-            f"({str(error).splitlines()[0][:120]}); leave backbone.size out to use the size it was trained on."
-        ) from error
+    with torch.inference_mode(), _about_size(config, pixels.size):
+        feature_1D = net(black_1CSS)
     if not isinstance(feature_1D, Tensor) or feature_1D.ndim != 2:
         raise ShoalError(f"Backbone {config.name} gives no single feature vector per image; choose another backbone.")
     return int(feature_1D.shape[1])
+
+
+@contextmanager
+def _about_size(config: BackboneConfig, size: int | None) -> Iterator[None]:
+    """Networks say in many ways that an image is too small or no multiple of their patches."""
+    try:
+        yield
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ShoalError(
+            f"Backbone {config.name} cannot take images of {size} × {size} pixels "
+            f"({str(error).splitlines()[0][:120]}); leave backbone.size out to use the size it was trained on."
+        ) from error
 
 
 def _digest(config: BackboneConfig, pixels: Preprocessing, net: nn.Module) -> str:

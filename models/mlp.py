@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.config import Config
-from models.pca import in_blocks
+from models.rows import in_blocks
 
 SMOOTH_L1_BETA = 0.1  # quadratic below, linear above: a few rows between clusters must not pull the rest along
 

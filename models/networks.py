@@ -122,7 +122,7 @@ class _Timm:
 
     def load(self, name: str, network: Network, state: Mapping[str, Tensor], source: str) -> None:
         headless = _without(state, network.classifier)
-        if headless.keys() != network.net.state_dict().keys():
+        if _shapes(headless) != _shapes(network.net.state_dict()):
             headless = _filtered_by_timm(name, network.preprocessing.size, state) or headless
         load_strictly(network.net, headless, source)
 
@@ -202,3 +202,7 @@ def _filtered_by_timm(name: str, side: int, state: Mapping[str, Tensor]) -> dict
 
 def _without(state: Mapping[str, Tensor], modules: tuple[str, ...]) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if key.rpartition(".")[0] not in modules}
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in state.items()}

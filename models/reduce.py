@@ -12,14 +12,17 @@ import numpy as np
 import torch
 from pydantic import Field
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from models.config import Config
 from models.errors import ShoalError
-from models.pca import PCAConfig, check_rows, fit_pca, load_pca
+from models.pca import PCAConfig, fit_pca, load_pca
+from models.rows import check_rows
 from models.umap_network import UMAPConfig, fit_umap, load_umap
 
 MAP_ROWS = 3000
+MAP_ITERATIONS = 500  # half of the usual: a start from PCA leaves little to move afterwards
 
 
 class NoReduction(Config):
@@ -124,5 +127,7 @@ def project_2d(x_ND: Tensor, seed: int) -> Tensor:
         return torch.nn.functional.pad(flat_NC[:, :2], (0, 2 - min(2, flat_NC.shape[1])))
     perplexity = min(30.0, (len(x_ND) - 1) / 3)
     init = "pca" if flat_NC.shape[1] >= 2 else "random"
-    map_N2 = TSNE(perplexity=perplexity, init=init, random_state=seed).fit_transform(flat_NC.numpy())
+    with threadpool_limits(1):  # its threads wait for each other so often that one is faster on busy cores
+        tsne = TSNE(perplexity=perplexity, init=init, max_iter=MAP_ITERATIONS, random_state=seed)
+        map_N2 = tsne.fit_transform(flat_NC.numpy())
     return torch.from_numpy(np.asarray(map_N2, dtype=np.float32))

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from models.config import Config
 from models.mlp import MLP, MLPConfig, fit_mlp, load_mlp
-from models.pca import PCA, check_rows, fit_pca, load_pca
+from models.pca import PCA, fit_pca, load_pca
+from models.rows import check_rows
 
 HELD_OUT = 0.1  # share of the fitted rows that the network does not see
 MAX_HELD_OUT = 2000
@@ -153,11 +154,12 @@ def _fidelity(got_HC: Tensor, want_HC: Tensor) -> dict[str, float]:
     error = (got_HC - want_HC).double().square().sum()
     spread = (want_HC - want_HC.mean(dim=0)).double().square().sum()
     k = min(OVERLAP_NEIGHBORS, len(got_HC) - 1)
-    overlap = _overlap(got_HC, want_HC, k) if k > 0 else 1.0
+    overlap = neighbor_overlap(got_HC, want_HC, k) if k > 0 else 1.0
     return {"held_out_rows": float(len(got_HC)), "r2": float(1 - error / spread), "neighbor_overlap": overlap}
 
 
-def _overlap(got_HC: Tensor, want_HC: Tensor, k: int) -> float:
+def neighbor_overlap(got_HC: Tensor, want_HC: Tensor, k: int) -> float:
+    """Mean share of a row's k nearest other rows in one set of coordinates that are among them in the other too."""
     got_Hk = torch.cdist(got_HC, got_HC).fill_diagonal_(torch.inf).topk(k, largest=False).indices
     want_Hk = torch.cdist(want_HC, want_HC).fill_diagonal_(torch.inf).topk(k, largest=False).indices
     return float((got_Hk[:, :, None] == want_Hk[:, None, :]).any(dim=2).double().mean())

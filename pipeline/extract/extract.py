@@ -74,7 +74,7 @@ def extract(
 
     pool = plan_pool(workers.cluster_nodes(), todo.total, config.actors, config.gpus_per_actor, config.decode_threads)
     with closing(workers.run(todo.shards, _job(samples, backbone, config, decode, pool))) as results:
-        for number, group in enumerate(_groups(results, config)):
+        for number, group in enumerate(commit_groups(results, config)):
             tally.add(group)
             tally.check(config.max_rejects)
             _commit(table, samples, group, (run, number))
@@ -101,8 +101,11 @@ def _job(
     )
 
 
-def _groups(results: Iterable[ShardResult], config: ExtractConfig) -> Iterator[list[ShardResult]]:
-    """What to commit together: `commit_shards` results, or those of one interval if that is fewer."""
+def commit_groups(results: Iterable[ShardResult], config: ExtractConfig) -> Iterator[list[ShardResult]]:
+    """What to commit together: `commit_shards` results, or those of one interval if that is fewer.
+
+    Raises ShoalError at a result that is fatal.
+    """
     group: list[ShardResult] = []
     started = time.monotonic()
     for result in results:

@@ -38,7 +38,7 @@ def _rows(rows: Sequence[Sample] | Sequence[Reject], names: tuple[str, ...]) -> 
 class ShardFiles:
     """Rows of one shard on their way to Parquet files that nobody sees before the driver commits them.
 
-    Memory: `rows_per_file` embeddings, and all rejects of the shard.
+    Memory: `rows_per_file` embeddings, twice while they are written, and all rejects of the shard.
     """
 
     def __init__(self, table: SamplesTable, rows_per_file: int) -> None:

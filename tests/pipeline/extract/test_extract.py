@@ -18,13 +18,14 @@ from torch import Tensor
 
 from models.backbones import BackboneConfig
 from models.errors import ShoalError
-from pipeline.extract.extract import ExtractConfig, ExtractSummary, extract
+from pipeline.extract.extract import ExtractConfig, ExtractSummary, commit_groups, extract
+from pipeline.extract.shard import ShardResult
 from pipeline.ingest.decode import decode
 from pipeline.tables.collection import Collection
 from pipeline.tables.samples import embedding_matrix
 from pipeline.tables.schema import TableError
 
-ONE_BY_ONE = ExtractConfig(actors=1, batch_size=4, commit_shards=1)
+ONE_BY_ONE = ExtractConfig(actors=1, batch_size=4, commit_interval_s=0)
 
 
 @pytest.fixture(scope="module")
@@ -143,17 +144,12 @@ with local_ray(RayConfig(address=address)):
 """
 
 
-def test_runs_ended_by_ctrl_c_and_by_sigkill_and_then_finished_leave_what_one_run_leaves(
+def test_runs_ended_by_an_error_by_sigkill_and_by_ctrl_c_and_then_finished_leave_what_one_run_leaves(
     whole: tuple[Collection, ExtractSummary], shards: list[str], pixels: BackboneConfig, tmp_path: Path
 ) -> None:
     table = Collection.create(tmp_path / "table")
-
-    def interrupt(step: str, done: int, total: int | None) -> None:
-        if done == 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        extract(shards, table, pixels, ONE_BY_ONE, on_progress=interrupt)
+    with pytest.raises(ShoalError, match="max_rejects = 1"):
+        extract(shards, table, pixels, ONE_BY_ONE.model_copy(update={"max_rejects": 1}))
     assert len(table.samples.done_shards()) == 1
 
     address = ray.get_runtime_context().gcs_address
@@ -161,9 +157,18 @@ def test_runs_ended_by_ctrl_c_and_by_sigkill_and_then_finished_leave_what_one_ru
     assert driver.returncode == -signal.SIGKILL
     assert len(table.samples.done_shards()) == 3
 
+    def interrupt(step: str, done: int, total: int | None) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(shards, table, pixels, ONE_BY_ONE, on_progress=interrupt)
+    assert len(table.samples.done_shards()) == 4
+
     rest = extract(shards, table, pixels, ONE_BY_ONE)
-    assert (rest.shards_done, rest.shards_skipped, rest.images) == (2, 3, 20)
+    assert (rest.shards_done, rest.shards_skipped, rest.images) == (1, 4, 10)
     assert content(table).equals(content(whole[0]))
+    assert table.shards.read().equals(whole[0].shards.read())
 
 
 def test_an_image_that_kills_its_worker_is_a_reject_and_all_others_are_rows(
@@ -195,14 +200,13 @@ def test_an_image_that_kills_its_worker_is_a_reject_and_all_others_are_rows(
     assert table.samples.done_shards() == {bad, good}
 
 
-def test_what_a_worker_cannot_write_ends_the_run_in_a_sentence(
-    ray_session: None, shards: list[str], pixels: BackboneConfig, tmp_path: Path
-) -> None:
-    table = Collection.create(tmp_path / "table")
+def test_results_are_grouped_by_number_or_by_time() -> None:
+    results = [ShardResult(f"{i}") for i in range(5)]
+    patient, hasty = ExtractConfig(commit_shards=2), ExtractConfig(commit_shards=2, commit_interval_s=0)
+    assert [len(group) for group in commit_groups(results, patient)] == [2, 2, 1]
+    assert [len(group) for group in commit_groups(results, hasty)] == [1] * 5
 
-    def block(step: str, done: int, total: int | None) -> None:
-        Path(table.samples.path, "status=ok").write_text("in the way")
 
-    with pytest.raises(ShoalError, match=r"^A worker cannot write to .*samples .*run again"):
-        extract(shards, table, pixels, ONE_BY_ONE, on_progress=block)
-    assert table.samples.done_shards() == set()
+def test_a_fatal_result_ends_the_run_with_its_sentence() -> None:
+    with pytest.raises(ShoalError, match=r"^No room left\.$"):
+        list(commit_groups([ShardResult("a"), ShardResult("b", fatal="No room left.")], ExtractConfig()))

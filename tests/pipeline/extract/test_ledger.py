@@ -30,6 +30,15 @@ def test_shards_do_not_share_their_suspects() -> None:
     assert ledger.begin("a").convicted == frozenset() == ledger.begin("b").convicted
 
 
+def test_a_death_before_anything_was_announced_is_not_held_against_the_last_suspect() -> None:
+    ledger = Ledger()
+    ledger.begin("a")
+    ledger.begin("a")
+    ledger.enter("a", 512)
+    ledger.begin("a")
+    assert ledger.begin("a").convicted == frozenset()
+
+
 def test_deaths_between_images_convict_nobody_and_end_in_giving_up() -> None:
     ledger = Ledger()
     ledger.begin("a")
