@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from models.reduce import project_2d
 from pipeline.cluster.rows import Rows, as_tensor
+from pipeline.cluster.threads import threads
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def map_rows(rows: Rows, limit: int, seed: int) -> tuple[NDArray[np.int64], NDAr
     chosen_M = np.sort(np.argsort(rows.row_N, kind="stable")[:limit])
     if len(chosen_M) == 0:
         return chosen_M, np.empty((0, 2), np.float32)
-    return chosen_M, project_2d(as_tensor(np.ascontiguousarray(rows.x_ND[chosen_M])), seed).numpy()
+    with threads(1):
+        return chosen_M, project_2d(as_tensor(np.ascontiguousarray(rows.x_ND[chosen_M])), seed).numpy()
 
 
 def _majority(labels: pa.ChunkedArray) -> tuple[str | None, float | None]:
