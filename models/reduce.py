@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from sklearn.manifold import TSNE
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from models.config import Config

@@ -19,8 +19,7 @@ settings.load_profile("shoal")
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    from jobs.context import local_ray
-    from jobs.config import RayConfig
+    from jobs.context import RayConfig, local_ray  # noqa: PLC0415  # most tests need no Ray
 
     with local_ray(RayConfig(num_cpus=2)):
         yield

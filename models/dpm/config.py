@@ -16,7 +16,7 @@ class DPMConfig(Config):
 
     kind: Literal["dpm"] = "dpm"
     concentration: float = Field(10.0, gt=0, description="alpha of the Dirichlet process")
-    prior_scale: float = Field(0.2, gt=0, description="prior covariance, in units of the data's mean variance")
+    prior_scale: float = Field(0.7, gt=0, description="prior covariance, in units of the data's mean variance")
     prior_rows: float = Field(1.0, gt=0, description="kappa: how many rows the prior mean counts as")
     prior_degrees: float | None = Field(None, description="nu, more than dimensions - 1; dimensions + 2 when null")
     initial_clusters: int | None = Field(
@@ -28,6 +28,12 @@ class DPMConfig(Config):
     merge_neighbors: int = Field(3, ge=1, description="nearest other clusters that a merge is tried with")
     metropolis: bool = Field(False, description="accept a move with probability min(1, H) instead of when H > 1")
     tolerance: float = Field(1e-6, gt=0, description="relative change of the objective that counts as none")
+
+    def stall(self, dim: int) -> int:
+        """Sweeps without a better partition after which the search ends: twice what trying every axis takes. A cluster
+        that is split off, dies and is split off again would otherwise keep it going for ever.
+        """
+        return 2 * self.patience * (min(self.axes, dim) + 1)
 
     def starts(self, rows: int) -> int:
         """Cells that the search starts from: by default more than most collections need, since merging what belongs

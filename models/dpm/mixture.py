@@ -74,8 +74,9 @@ class DPM:
         halves = cast(DPMStats, stats).halves.to("cpu")
         population, moves, objective = next_population(self.config, self.prior, self.population, halves, rng)
         change = abs(objective - self.population.objective)
-        still = not any(move.accepted for move in moves) and bool((population.axis_K >= self._axes).all())
-        settled = still and change <= self.config.tolerance * abs(objective)
+        tried = bool((population.axis_K >= min(self.config.axes, self.dim)).all())
+        over = tried or population.stalled >= self.config.stall(self.dim)
+        settled = over and not any(move.accepted for move in moves) and change <= self.config.tolerance * abs(objective)
         return Update(replace(self, population=population), tuple(moves), objective, settled)
 
     def assign(self, x_ND: Tensor) -> Assignment:
@@ -92,10 +93,6 @@ class DPM:
             "prior.kappa_nu": torch.tensor([self.prior.kappa, self.prior.nu], dtype=torch.float64),
         }
         return prior | self.population.tensors()
-
-    @property
-    def _axes(self) -> int:
-        return min(self.config.axes, self.dim)
 
     def _log_joint(self, x_ND: Tensor) -> Tensor:
         log_weight_K = self.population.log_weight_K.to(x_ND.device)

@@ -29,6 +29,8 @@ class Population:
     axis_K: Tensor  # int64, the principal axis they were cut along; the number of axes once all were tried
     tried_K: Tensor  # float64, rows in the cluster when they were cut
     objective: float  # log joint of the last partition seen
+    best: float  # largest objective so far
+    stalled: int  # sweeps since it was reached
 
     def __getitem__(self, living: Tensor) -> Population:
         """The same population without the clusters that are not in `living`."""
@@ -36,7 +38,7 @@ class Population:
         return Population(
             self.id_K[living], self.next_id, self.log_weight_K[living], self.clusters[living],
             self.log_weight_half_H[half], self.halves[half],
-            self.age_K[living], self.axis_K[living], self.tried_K[living], self.objective,
+            self.age_K[living], self.axis_K[living], self.tried_K[living], self.objective, self.best, self.stalled,
         )  # fmt: skip
 
     def tensors(self) -> dict[str, Tensor]:
@@ -53,12 +55,13 @@ class Population:
             "age_K": self.age_K,
             "axis_K": self.axis_K,
             "tried_K": self.tried_K,
-            "objective": torch.tensor([self.objective], dtype=torch.float64),
+            "objective_best_stalled": torch.tensor([self.objective, self.best, self.stalled], dtype=torch.float64),
         }
 
     @staticmethod
     def from_tensors(origin_D: Tensor, tensors: dict[str, Tensor]) -> Population:
         """The inverse of `tensors`."""
+        objective, best, stalled = tensors["objective_best_stalled"].tolist()
         return Population(
             id_K=tensors["id_K"],
             next_id=int(tensors["next_id"]),
@@ -69,7 +72,9 @@ class Population:
             age_K=tensors["age_K"],
             axis_K=tensors["axis_K"],
             tried_K=tensors["tried_K"],
-            objective=float(tensors["objective"]),
+            objective=objective,
+            best=best,
+            stalled=int(stalled),
         )
 
 
@@ -112,7 +117,7 @@ class Roster:
         self.progress.append(progress)
         self.halves.append(halves)
 
-    def population(self, next_id: int, objective: float) -> Population:
+    def population(self, next_id: int, objective: float, best: float, stalled: int) -> Population:
         """Posterior modes of all entries, in one batched factorisation."""
         whole = Moments.cat(self.whole)
         clusters = self.prior.mode(whole)
@@ -129,6 +134,8 @@ class Roster:
             axis_K=axis_K,
             tried_K=torch.tensor([p[2] for p in self.progress], dtype=torch.float64),
             objective=objective,
+            best=best,
+            stalled=stalled,
         )
 
     def _halves(self, whole: Moments, axis_K: Tensor) -> tuple[Tensor, Gaussians]:
@@ -150,7 +157,7 @@ def newborn(prior: NIW, clusters: Moments) -> Population:
     roster = Roster(prior)
     for k in range(len(clusters.count_K)):
         roster.cut(k, clusters[torch.tensor([k])], axis=0)
-    return roster.population(next_id=len(clusters.count_K), objective=-math.inf)
+    return roster.population(next_id=len(clusters.count_K), objective=-math.inf, best=-math.inf, stalled=0)
 
 
 def _cut_in_two(prior: NIW, whole: Moments, axis_K: Tensor) -> tuple[Tensor, Gaussians]:

@@ -6,7 +6,7 @@ Shapes: K clusters before the sweep, H = 2K subclusters, P merge candidates. Cos
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,9 +34,12 @@ class _Sweep:
     clusters: Moments
     old: Population  # restricted to the living
     rng: torch.Generator
+    over: bool  # the search has ended: proposals are still recorded, none is accepted
 
     def accepts(self, log_ratio_P: Tensor) -> Tensor:
         """Greedy: H > 1. Metropolis: with probability min(1, H)."""
+        if self.over:
+            return torch.zeros_like(log_ratio_P, dtype=torch.bool)
         if not self.config.metropolis:
             return log_ratio_P > 0
         return torch.rand(len(log_ratio_P), generator=self.rng, dtype=torch.float64).log() < log_ratio_P
@@ -87,7 +90,7 @@ class _Sweep:
 
     def branches(self) -> tuple[list[list[int]], list[Move]]:
         """Groups of clusters that are likelier as one although no two of them are (largest first)."""
-        if len(self.clusters.count_K) < 3:  # a pair was tried as such
+        if self.over or len(self.clusters.count_K) < 3:  # a pair was tried as such
             return [], []
         pair_P2 = _neighbor_pairs(self.clusters.mean_KD, self.config.merge_neighbors)
         merged, moves = [], []
@@ -115,7 +118,12 @@ def next_population(
     living = torch.nonzero(living_K).flatten()
     moves = _deaths(old, whole.count_K, ~living_K)
     first, second, alive = first[living], second[living], old[living]
-    sweep = _Sweep(config, prior, first, second, first + second, alive, rng)
+    # Less than the tolerance is rounding, which differs with the size of the blocks that were summed.
+    better = not math.isfinite(old.best) or objective - old.best > config.tolerance * abs(old.best)
+    old = replace(old, best=max(old.best, objective), stalled=0 if better else old.stalled + 1)
+    sweep = _Sweep(
+        config, prior, first, second, first + second, alive, rng, over=old.stalled >= config.stall(prior.dim)
+    )
     split_K, split_moves = sweep.splits()
     merged, merge_moves = sweep.merges(~split_K)
     if not merged and not bool(split_K.any()):
@@ -126,7 +134,7 @@ def next_population(
     next_id = _divide(roster, sweep, split_K)
     for group in merged:
         roster.join(int(alive.id_K[group[0]]), sweep.clusters[torch.tensor(group)])
-    return roster.population(next_id, objective), [*moves, *split_moves, *merge_moves], objective
+    return roster.population(next_id, objective, old.best, old.stalled), [*moves, *split_moves, *merge_moves], objective
 
 
 def _deaths(old: Population, count_K: Tensor, dying_K: Tensor) -> list[Move]:

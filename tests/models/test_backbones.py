@@ -67,6 +67,18 @@ def test_pixels_are_32_by_32_unless_told() -> None:
     assert load_backbone(BackboneConfig(name="pixels")).dim == 3 * 32 * 32
 
 
+def test_pixels_have_no_weights() -> None:
+    backbones = [load_backbone(BackboneConfig(name="pixels", weights=weights)) for weights in ("default", "random")]
+    assert [backbone.weights for backbone in backbones] == ["none", "none"]
+    assert backbones[0].digest == backbones[1].digest
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_where_there_is_none_is_one_sentence() -> None:
+    with pytest.raises(ShoalError, match="torch finds no GPU"):
+        load_backbone(BackboneConfig(name="pixels"), device="cuda")
+
+
 def test_lite0_gives_the_features_of_the_package_its_weights_were_made_for(lite0: Backbone) -> None:
     """Numbers of efficientnet-lite-pytorch 0.1.0 on the same pixels, pooled before its classifier."""
     feature_D = lite0.embed(ramp(224)[None])[0]

@@ -7,12 +7,16 @@ import math
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
+from sklearn.cluster import KMeans
+from sklearn.datasets import load_digits
+from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
 from models.errors import ShoalError
 from models.mlp import MLPConfig
+from models.pca import fit_pca
 from models.reduce import NoReduction, PCAConfig, ReduceConfig, Reducer, fit_reducer, load_reducer, project_2d
-from models.umap_network import UMAPConfig, UMAPNetwork, neighbor_overlap
+from models.umap_network import UMAPConfig, UMAPNetwork, neighbor_overlap, umap_coordinates
 
 QUICK = UMAPConfig(
     n_components=3, n_neighbors=8, pca_components=6, network=MLPConfig(width=64, hidden_layers=2, epochs=80)
@@ -157,3 +161,18 @@ def test_a_map_of_rows_all_alike_is_a_point() -> None:
 def test_a_map_takes_3000_rows_at_most() -> None:
     with pytest.raises(ShoalError, match="at most 3000 rows, not 3001"):
         project_2d(torch.zeros(3001, 2), seed=0)
+
+
+@pytest.mark.slow
+def test_digits_are_as_separable_in_the_networks_coordinates_as_in_umaps() -> None:
+    """K-means with the true K on 1,797 handwritten digits of 8 × 8 pixels; 20 s of one core."""
+    x_ND = torch.from_numpy(load_digits().data / 16).float()
+    config = UMAPConfig()
+    reducer = fit_reducer(config, x_ND, seed=0)
+    input_NP = fit_pca(x_ND, 50).transform(x_ND)
+    scores = {}
+    for name, z_NC in {"network": reducer.transform(x_ND), "umap": umap_coordinates(config, input_NP, seed=0)}.items():
+        cluster_N = KMeans(10, n_init=10, random_state=0).fit_predict(z_NC)
+        scores[name] = normalized_mutual_info_score(load_digits().target, cluster_N)
+    assert scores["network"] > 0.88 and scores["network"] > scores["umap"] - 0.01
+    assert reducer.fidelity["r2"] > 0.98 and reducer.fidelity["neighbor_overlap"] > 0.7

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
-from models.clusterer import Move
+from models.clusterer import Clusterer, Move
 from models.dpm.config import DPMConfig
 from models.dpm.mixture import DPM, start
 from pipeline.cluster.fit import Fit, FitConfig, fit, summarize
@@ -148,3 +149,20 @@ def test_a_started_model_covers_the_sample_with_its_seeds() -> None:
     model = start(DPMConfig(initial_clusters=30), summary)
     assert 10 <= len(model.id_K) <= 30
     assert all(a != b for a, b in itertools.pairwise(sorted(model.id_K.tolist())))
+
+
+def test_a_search_that_has_stalled_proposes_but_accepts_nothing_and_settles() -> None:
+    """Otherwise a small cluster that splits off, dies and splits off again keeps a fit going for ever."""
+    x_ND, _ = _clouds(4, 400, 2, 10.0)
+    rows_N = torch.arange(400)
+    model = start(DPMConfig(initial_clusters=1), summarize(x_ND.numpy(), rows_N.numpy(), FitConfig()))
+    stalled = replace(model.population, best=1e12, stalled=10**6)
+    current: Clusterer = replace(model, population=stalled)
+    proposed: list[Move] = []
+    for _ in range(8):
+        update = current.maximize(current.expect(x_ND, rows_N), torch.Generator())
+        proposed += update.moves
+        current = update.model
+    assert update.settled
+    assert any(move.log_ratio > 0 for move in proposed)
+    assert not any(move.accepted for move in proposed)

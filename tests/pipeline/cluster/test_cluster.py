@@ -125,7 +125,7 @@ def test_a_reduction_is_no_clusterer(table: Collection) -> None:
 
 
 def test_no_clustering_is_a_sentence(table: Collection) -> None:
-    with pytest.raises(ShoalError, match="no clustering named dpm .it has none.; run `shoal cluster`"):
+    with pytest.raises(ShoalError, match=r"no clustering named dpm \(it has none\); run `shoal cluster`"):
         assign(table)
 
 

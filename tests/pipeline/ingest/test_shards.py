@@ -313,6 +313,14 @@ def test_a_corrupt_compressed_shard_keeps_what_came_before(shard_of: Shard, tar_
     assert read(shard_of(gzip.compress(b"")[:10] + b"\xff" * 99, "t.tar.gz"))[1][0].reason == Reason.unreadable_shard
 
 
+def test_the_checksum_is_that_of_the_whole_file_also_when_reading_stopped_early(shard_of: Shard) -> None:
+    stored = bytearray(gzip.compress(bytes(6 * 2**20), 0))
+    stored[10] = 0xFF  # the first block is of a type that does not exist
+    _, rejects, summary = read(shard_of(bytes(stored), "s.tar.gz"))
+    assert [reject.reason for reject in rejects] == [Reason.unreadable_shard]
+    assert (summary.size, summary.checksum) == (len(stored), f"sha256:{hashlib.sha256(stored).hexdigest()}")
+
+
 @pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
 def test_a_shard_without_permission(shard_of: Shard) -> None:
     shard = shard_of([("a.jpg", b"a")])
