@@ -21,6 +21,7 @@ from jobs.folder import RunFolder
 from jobs.reporting import Report
 from jobs.shards import Shards, count_shards
 from jobs.steps import Job, Step
+from models.backbones import require_backbone
 from pipeline.progress import Progress
 from pipeline.tables.collection import Collection
 
@@ -60,6 +61,7 @@ class Run:
 
     def run(self, on_progress: Progress) -> Figures:
         """Raises ShoalError, and touches nothing, if the output belongs to something else, or to other images."""
+        require_backbone(self.config.backbone.name)  # before hours of packing, not after
         folder = self._folder()
         folder.make()
         if self.pack is not None:

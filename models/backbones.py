@@ -117,6 +117,11 @@ def load_backbone(config: BackboneConfig, device: str = "cpu") -> Backbone:
     )
 
 
+def require_backbone(name: str) -> None:
+    """Raise ShoalError, naming the nearest valid names, unless `name` is one of a backbone."""
+    _find(name)
+
+
 def backbone_names() -> list[str]:
     """Every name that BackboneConfig takes, prefixed."""
     return [prefix + name for prefix, library in LIBRARIES.items() for name in library.names()]

@@ -16,7 +16,7 @@ class DPMConfig(Config):
 
     kind: Literal["dpm"] = "dpm"
     concentration: float = Field(10.0, gt=0, description="alpha of the Dirichlet process")
-    prior_scale: float = Field(0.7, gt=0, description="prior covariance, in units of the data's mean variance")
+    prior_scale: float = Field(1.0, gt=0, description="prior covariance, in units of the data's mean variance")
     prior_rows: float = Field(1.0, gt=0, description="kappa: how many rows the prior mean counts as")
     prior_degrees: float | None = Field(None, description="nu, more than dimensions - 1; dimensions + 2 when null")
     initial_clusters: int | None = Field(

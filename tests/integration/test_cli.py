@@ -172,3 +172,10 @@ def test_an_interrupted_run_says_so_and_the_same_command_continues(tmp_path: Pat
     assert "Traceback" not in stderr
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "1,797" in again.stdout
+
+
+def test_an_unknown_backbone_is_refused_before_anything_is_packed(images: Path, tmp_path: Path) -> None:
+    result = shoal_plain("run", images, "--output", tmp_path / "run", "--set", "backbone.name=torchvision/resnet19")
+    assert result.exit_code == 2
+    assert "nearest names: torchvision/resnet18" in result.stderr
+    assert not (tmp_path / "run").exists()
