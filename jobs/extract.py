@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ class Extract:
         shards = list_shards(self.inputs)
         collection = Collection.create(self.table)
         left = set(shards) - _done(self.table)
+        _say_compressed(left)
         with local_ray(self.config.ray) if left else nullcontext():
             summary = extract(
                 shards, collection, self.config.backbone, self.config.extract, self.config.decode, on_progress
@@ -99,3 +101,13 @@ def _done(table: str) -> set[str]:
         return set()
     collection = Collection.open(table) if any(Path(table).expanduser().iterdir()) else None
     return collection.samples.done_shards() if collection is not None and collection.has_samples() else set()
+
+
+def _say_compressed(shards: set[str]) -> None:
+    compressed = [shard for shard in shards if shard.lower().endswith((".gz", ".tgz"))]
+    if compressed:
+        warnings.warn(
+            f"{len(compressed)} of {len(shards)} shards are compressed: to show one of their images, a report reads "
+            "the shard up to it. Uncompressed tars spare that.",
+            stacklevel=2,
+        )

@@ -57,13 +57,17 @@ class _UnreadableError(Exception):
 
 
 def table_properties(backbone: Backbone) -> TableProperties:
-    """What a table says of embeddings by `backbone`."""
+    """What a table says of embeddings by `backbone`.
+
+    Weights from a path are not named by it: the same file may lie elsewhere tomorrow, and the digest tells files apart.
+    """
+    published = backbone.config.weights in ("default", "hub", "random")
     return TableProperties(
         dimension=backbone.dim,
         backbone=backbone.name,
         backbone_digest=backbone.digest,
         l2_normalised=backbone.config.l2_normalise,
-        preprocessing=backbone.preprocessing,
+        preprocessing={**backbone.preprocessing, "weights": backbone.weights if published else "a local file"},
     )
 
 

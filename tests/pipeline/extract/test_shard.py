@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from models.backbones import BackboneConfig, load_backbone
 from pipeline.extract.ledger import Attempt
-from pipeline.extract.shard import Job, ShardResult, ShardWorker
+from pipeline.extract.shard import Job, ShardResult, ShardWorker, table_properties
 from pipeline.tables.samples import SamplesTable, embedding_matrix
 from pipeline.tables.schema import TableError
 
@@ -139,3 +139,13 @@ def test_a_worker_whose_backbone_is_not_the_table_s_refuses_to_work(
     other = Job(**{**job.__dict__, "backbone": BackboneConfig(name="pixels", size=4)})
     with pytest.raises(TableError, match=r"192.*48"):
         ShardWorker(other)
+
+
+def test_a_table_says_which_weights_but_not_where_a_file_lay(tmp_path: Path) -> None:
+    config = BackboneConfig(name="torchvision/resnet18", weights="random", size=32, seed=3)
+    random = load_backbone(config)
+    assert table_properties(random).preprocessing["weights"] == "random (seed 3)"
+    path = tmp_path / "weights.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in random.net.state_dict().items()}, path)
+    loaded = load_backbone(config.model_copy(update={"weights": str(path)}))
+    assert table_properties(loaded).preprocessing["weights"] == "a local file"
