@@ -100,7 +100,13 @@ def reduction_of(table: Collection, config: ClusterConfig, version: int, on_prog
     rows = load_rows(samples, version, config.memory_ceiling_bytes, on_progress=on_progress)
     on_progress(f"fit {settings.kind}", 0, None)
     reducer = fit_reducer(settings, as_tensor(rows.x_ND), config.fit.seed)
-    manifest = {"inputs": wanted, "dim_in": dim, "dim": reducer.dim, "fidelity": reducer.fidelity}
+    manifest = {
+        "inputs": wanted,
+        "dim_in": dim,
+        "dim": reducer.dim,
+        "fidelity": reducer.fidelity,
+        "note": reducer.note,  # why it is PCA where UMAP was asked for
+    }
     return Reduction(reducer, table.artifacts.write("reduction", manifest, to_numpy(reducer.tensors())))
 
 
