@@ -54,15 +54,22 @@ class _Sweep:
         for k in torch.nonzero(ripe_K).flatten().tolist():
             child = (next_id,) if split_K[k] else ()
             next_id += len(child)
-            why = self._why_split(bool(split_K[k]), bool(large_K[k]), k)
+            why = self._why_split(float(ratio_K[k]), bool(split_K[k]), bool(large_K[k]), k)
             moves.append(Move("split", (int(self.old.id_K[k]), *child), float(ratio_K[k]), bool(split_K[k]), why))
         return split_K, moves
 
-    def _why_split(self, accepted: bool, large: bool, k: int) -> str:
-        first, second = int(self.first.count_K[k]), int(self.second.count_K[k])
+    def _why_split(self, log_ratio: float, accepted: bool, large: bool, k: int) -> str:
+        halves = f"halves of {int(self.first.count_K[k])} and {int(self.second.count_K[k])} rows"
         if not large:
-            return f"halves of {first} and {second} rows: fewer than min_size {self.config.min_size}"
-        return f"halves of {first} and {second} rows are {'likelier apart' if accepted else 'likelier together'}"
+            return f"{halves}: fewer than min_size {self.config.min_size}"
+        return f"{halves} are {self._verdict(log_ratio, accepted, 'likelier apart', 'likelier together')}"
+
+    def _verdict(self, log_ratio: float, accepted: bool, above: str, below: str) -> str:
+        """What the ratio says and, where the outcome is another, what decided."""
+        says = above if log_ratio > 0 else below
+        if accepted == (log_ratio > 0):
+            return says
+        return f"{says}, but {'the search has ended' if self.over else 'chance decided otherwise'}"
 
     def merges(self, free_K: Tensor) -> tuple[list[list[int]], list[Move]]:
         """Pairs that merge (larger first), and every merge proposed: of free clusters with their nearest free ones."""
@@ -74,13 +81,15 @@ class _Sweep:
         ratio_P = -log_split_ratio(self.prior, self.config.concentration, left, right)
         wanted = torch.nonzero(self.accepts(ratio_P)).flatten()
         chosen = {int(wanted[i]) for i in disjoint_pairs(pair_P2[wanted], ratio_P[wanted])}
+        outdone = set(wanted.tolist()) - chosen
         moves: list[Move] = []
         merged: list[list[int]] = []
         for p, (a, b) in enumerate(pair_P2.tolist()):
             keeper, other = (a, b) if self.clusters.count_K[a] >= self.clusters.count_K[b] else (b, a)
             accepted = p in chosen
-            better = "likelier together" if ratio_P[p] > 0 else "likelier apart"
-            why = better if accepted or ratio_P[p] <= 0 else "one of them has a better merge in this sweep"
+            why = self._verdict(float(ratio_P[p]), accepted, "likelier together", "likelier apart")
+            if p in outdone and ratio_P[p] > 0:
+                why = "likelier together, but one of them has a better merge in this sweep"
             moves.append(
                 Move("merge", (int(self.old.id_K[keeper]), int(self.old.id_K[other])), float(ratio_P[p]), accepted, why)
             )

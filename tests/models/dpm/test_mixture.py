@@ -108,10 +108,18 @@ def test_accepted_greedy_moves_raise_the_objective() -> None:
     assert all(move.log_ratio > 0 for move in accepted)
 
 
-def test_every_proposal_says_why() -> None:
-    x_ND, _ = _clouds(3, 300, 2, 10.0)
-    moves: list[Move] = [move for _, move in _fit(x_ND).moves]
-    assert all(move.why for move in moves)
+@pytest.mark.parametrize("metropolis", [False, True])
+def test_the_reason_of_a_move_is_what_decided_it(metropolis: bool) -> None:
+    x_ND, _ = _clouds(3, 300, 2, 3.0)
+    rows = torch.arange(300).numpy()
+    config = DPMConfig(metropolis=metropolis, initial_clusters=10, patience=1)
+    moves = [move for _, move in fit(config, x_ND.numpy(), rows, FitConfig(max_passes=40)).moves]
+    decided = [move for move in moves if move.kind != "death" and "min_size" not in move.why]
+    assert decided
+    for move in decided:
+        above, below = ("apart", "together") if move.kind == "split" else ("together", "apart")
+        assert f"likelier {above if move.log_ratio > 0 else below}" in move.why
+        assert (", but " in move.why) == (move.accepted != (move.log_ratio > 0))
 
 
 @settings(max_examples=10)
@@ -166,3 +174,4 @@ def test_a_search_that_has_stalled_proposes_but_accepts_nothing_and_settles() ->
     assert update.settled
     assert any(move.log_ratio > 0 for move in proposed)
     assert not any(move.accepted for move in proposed)
+    assert all(("the search has ended" in move.why) == (move.log_ratio > 0) for move in proposed)
