@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,10 @@ def test_an_interrupted_run_says_so_and_the_same_command_continues(tmp_path: Pat
     """Ctrl-C once the shards are there, which is while Ray starts or embeds."""
     sets = [part for setting in SETTINGS for part in ("--set", setting)]
     command = [sys.executable, "-m", "jobs", "demo", *sets, "--output", str(tmp_path / "demo")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # A shell starts its background jobs with SIGINT ignored, and their children inherit that.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, **pipes, text=True, preexec_fn=heed) as process:  # noqa: PLW1509  # one thread here
         while not list(tmp_path.glob("demo/shards/*.tar")) and process.poll() is None:
             time.sleep(0.1)
         time.sleep(5)
