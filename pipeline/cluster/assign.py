@@ -15,6 +15,7 @@ from pipeline.progress import Progress, silent
 from pipeline.tables.artifacts import ArtifactStore
 from pipeline.tables.clusterings import Clustering, Generation, Publication
 from pipeline.tables.collection import Collection
+from pipeline.tables.samples import SampleFile
 
 
 @dataclass(frozen=True)
@@ -43,23 +44,47 @@ def assign(
     clustering = table.clustering(name or (labeller.artifact.kind if artifact else latest_of(table, None)[0].name))
     latest = clustering.latest()
     parent = latest if latest is not None and latest.artifact == labeller.artifact.digest else None
-    version = table.samples.version
-    covered = set() if parent is None else set(table.samples.files(version=parent.samples_version))
-    files = [file for file in table.samples.files(version=version) if file not in covered]
-    if not files and parent is not None:
+    work = _work(table, parent)
+    if not work.new and parent is not None:
         return _summary(clustering, parent, 0, began)
-    generation = _publish(table, clustering, labeller, parent, version, on_progress)
-    return _summary(clustering, generation, sum(file.rows for file in files), began)
+    _adopt(table, labeller)
+    generation = _publish(table, clustering, labeller, parent, work, on_progress)
+    return _summary(clustering, generation, work.rows, began)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The files of a table version: those that the parent generation covers, and the others."""
+
+    version: int
+    old: list[SampleFile]
+    new: list[SampleFile]
+
+    @property
+    def rows(self) -> int:
+        """To be labelled."""
+        return sum(file.rows for file in self.new)
+
+
+def _work(table: Collection, parent: Generation | None) -> _Work:
+    samples = table.samples
+    version = samples.version
+    old = [] if parent is None else samples.files(version=parent.samples_version)
+    covered = set(old)
+    return _Work(version, old, [file for file in samples.files(version=version) if file not in covered])
 
 
 def _labeller(table: Collection, artifact: Path | None, name: str | None) -> Labeller:
     if artifact is not None:
-        labeller = read_labeller(ArtifactStore(artifact.absolute().parent), str(artifact.absolute()))
-        for each in (labeller.artifact, labeller.reduction.artifact):
-            if each is not None:
-                table.artifacts.write(each.kind, each.manifest, each.tensors)
-        return labeller
+        return read_labeller(ArtifactStore(artifact.absolute().parent), str(artifact.absolute()))
     return read_labeller(table.artifacts, latest_of(table, name)[1].artifact)
+
+
+def _adopt(table: Collection, labeller: Labeller) -> None:
+    """Keep the labeller's artifacts with the table, so that its generations resolve; those that are there stay."""
+    for each in (labeller.artifact, labeller.reduction.artifact):
+        if each is not None:
+            table.artifacts.write(each.kind, each.manifest, each.tensors)
 
 
 def _publish(
@@ -67,27 +92,24 @@ def _publish(
     clustering: Clustering,
     labeller: Labeller,
     parent: Generation | None,
-    version: int,
+    work: _Work,
     on_progress: Progress,
 ) -> Generation:
     number = clustering.begin()
-    samples = table.samples
-    old = [] if parent is None else samples.files(version=parent.samples_version)
-    new = [file for file in samples.files(version=version) if file not in set(old)]
-    written, tally = label_files(samples, new, clustering, labeller, on_progress)
+    written, tally = label_files(table.samples, work.new, clustering, labeller, on_progress)
     whole, kept = Tally(), set()
     if parent is not None:
         kept = set(clustering.clusters(parent)["cluster"].to_pylist())
-        for file in old:
+        for file in work.old:
             whole.add(clustering.read_assignments(parent, file, columns=["key", "shard", "cluster", "score"]))
     whole.merge(tally)
     record = Publication(
-        samples_version=version,
+        samples_version=work.version,
         artifact=labeller.artifact.digest,
         config_digest=digest(labeller.config),
         parent=None if parent is None else parent.generation,
         decision="assign only",
-        evidence=json.dumps({"labelled": sum(file.rows for file in new)}),
+        evidence=json.dumps({"labelled": work.rows}),
     )
     return clustering.publish(
         number, written, cluster_table(number, whole, (), kept=kept), move_table(number, ()), record

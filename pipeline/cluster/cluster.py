@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.cluster.config import ClusterConfig, digest
-from pipeline.cluster.fit import Fit, fit
+from pipeline.cluster.fit import Fit, blocks, fit
 from pipeline.cluster.fitted import Labeller, reduction_of, write_fit
 from pipeline.cluster.publish import cluster_table, label_files, move_table
-from pipeline.cluster.rows import as_tensor, load_rows
+from pipeline.cluster.rows import load_rows
 from pipeline.progress import Progress, silent
 from pipeline.tables.clusterings import Clustering, Generation, Publication
 from pipeline.tables.collection import Collection
@@ -109,9 +109,7 @@ def fit_array(x_ND: np.ndarray, config: ClusterConfig, on_progress: Progress = s
 
     Row n's hash is n, so the order of rows matters where an algorithm samples them.
     """
-    x_ND = np.ascontiguousarray(x_ND, np.float32)
-    fitted = fit(config.algorithm, x_ND, np.arange(len(x_ND), dtype=np.int64), config.fit, on_progress)
-    parts = [
-        fitted.model.assign(as_tensor(x_ND[i : i + 65_536])).cluster_N.numpy() for i in range(0, len(x_ND), 65_536)
-    ]
+    x_ND, row_N = np.ascontiguousarray(x_ND, np.float32), np.arange(len(x_ND), dtype=np.int64)
+    fitted = fit(config.algorithm, x_ND, row_N, config.fit, on_progress)
+    parts = [fitted.model.assign(x_nD).cluster_N.numpy() for x_nD, _ in blocks(x_ND, row_N, config.fit.block_rows)]
     return np.concatenate(parts), fitted

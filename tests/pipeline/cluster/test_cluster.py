@@ -115,6 +115,7 @@ def test_another_dimension_is_a_sentence(table: Collection, tmp_path: Path) -> N
     import_files([_file(tmp_path, "wide", 10, 0, dim=5)], tmp_path / "wide")
     with pytest.raises(ShoalError, match="Embeddings are 5-d but the clusterer was fitted on 3-d"):
         assign(Collection.open(tmp_path / "wide"), artifact=path)
+    assert Collection.open(tmp_path / "wide").artifacts.list() == []  # what was refused leaves nothing behind
 
 
 def test_a_reduction_is_no_clusterer(table: Collection) -> None:
