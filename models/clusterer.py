@@ -5,6 +5,7 @@ Shapes: N rows, D dimensions, K components (a cluster may own several components
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, Self, runtime_checkable
 
@@ -45,7 +46,11 @@ class Stats(Protocol):
     def __add__(self, other: Self) -> Self: ...
 
     def tensors(self) -> dict[str, Tensor]:
-        """For safetensors."""
+        """The summands by name, for safetensors and for sums over workers."""
+        ...
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """Statistics of the same kind with these summands: the way back from `tensors`."""
         ...
 
 

@@ -5,6 +5,7 @@ Shapes: N rows, D dimensions, K components. Component k has id k. Everything ins
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from models.clusterer import Assignment, DataSummary, Stats, Update, check_dim
 from models.config import Config
-from models.gaussians import Gaussians, Moments, factorize, moments_of_sets, weighted_moments
+from models.gaussians import Gaussians, factorize
+from models.moments import Moments, moments_of_sets, weighted_moments
 from models.neighbors import kmeans_seeds, nearest
 from models.posterior import posterior_assignment
 
@@ -43,6 +45,10 @@ class GMMStats:
     def tensors(self) -> dict[str, Tensor]:
         """The summands by name."""
         return self.moments.tensors() | {"log_likelihood": self.log_likelihood}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> GMMStats:
+        """The inverse of `tensors`."""
+        return GMMStats(Moments.from_tensors(tensors), tensors["log_likelihood"])
 
 
 @dataclass(frozen=True, eq=False)

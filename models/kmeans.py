@@ -5,6 +5,7 @@ Shapes: N rows, M sampled rows, D dimensions, K clusters. Cluster k has id k.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -42,6 +43,10 @@ class KMeansStats:
     def tensors(self) -> dict[str, Tensor]:
         """The summands by name."""
         return {"count_K": self.count_K, "sum_KD": self.sum_KD, "inertia": self.inertia}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> KMeansStats:
+        """The inverse of `tensors`."""
+        return KMeansStats(tensors["count_K"], tensors["sum_KD"], tensors["inertia"])
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.dpm.moves import cluster_weight, log_split_ratio
 from models.dpm.prior import NIW
-from models.gaussians import Moments
+from models.moments import Moments
 
 
 @dataclass

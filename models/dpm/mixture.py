@@ -10,6 +10,7 @@ deterministic.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -21,7 +22,7 @@ from models.dpm.config import DPMConfig
 from models.dpm.population import Population, newborn
 from models.dpm.prior import NIW, niw_from
 from models.dpm.sweep import next_population
-from models.gaussians import Moments, moments_of_sets
+from models.moments import Moments, moments_of_sets
 from models.neighbors import kmeans_seeds, nearest
 from models.posterior import most_probable, posterior_assignment
 
@@ -38,6 +39,10 @@ class DPMStats:
     def tensors(self) -> dict[str, Tensor]:
         """For safetensors."""
         return {f"halves.{name}": value for name, value in self.halves.tensors().items()}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> DPMStats:
+        """The inverse of `tensors`."""
+        return DPMStats(Moments.from_tensors(tensors, "halves."))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.dpm.prior import NIW
-from models.gaussians import Moments
+from models.moments import Moments
 
 
 def log_split_ratio(prior: NIW, concentration: float, first: Moments, second: Moments) -> Tensor:

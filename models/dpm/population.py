@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from models.dpm.prior import NIW
-from models.gaussians import Gaussians, Moments, factorize
+from models.gaussians import Gaussians, factorize
+from models.moments import Moments
 
 
 @dataclass(frozen=True)

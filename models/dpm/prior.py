@@ -16,7 +16,8 @@ from torch import Tensor
 from models.clusterer import DataSummary
 from models.dpm.config import DPMConfig
 from models.errors import ShoalError
-from models.gaussians import Gaussians, Moments, factorize, log_determinant
+from models.gaussians import Gaussians, factorize, log_determinant
+from models.moments import Moments
 
 
 @dataclass(frozen=True)

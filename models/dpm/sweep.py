@@ -17,7 +17,7 @@ from models.dpm.config import DPMConfig
 from models.dpm.moves import disjoint_pairs, log_joint, log_split_ratio
 from models.dpm.population import Population, Roster
 from models.dpm.prior import NIW
-from models.gaussians import Moments
+from models.moments import Moments
 from models.neighbors import nearest_centroids_of
 
 _DRIFT = 0.02  # a cluster whose size has changed by this fraction since its axes were tried deserves a new trial

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 
-from models.gaussians import Gaussians, Moments, factorize, moments_of_sets, weighted_moments
+from models.gaussians import Gaussians, factorize
+from models.moments import Moments, moments_of_sets, weighted_moments
 
 
 def test_moments_by_hand() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from models.dpm.agglomerate import agglomerate
 from models.dpm.moves import disjoint_pairs, log_joint, log_split_ratio
 from models.dpm.prior import NIW
-from models.gaussians import Moments, moments_of_sets
+from models.moments import Moments, moments_of_sets
 
 PRIOR = NIW(torch.zeros(2).double(), 1.0, 4.0, torch.eye(2).double())
 

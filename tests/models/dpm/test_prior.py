@@ -11,7 +11,7 @@ from models.clusterer import DataSummary
 from models.dpm.config import DPMConfig
 from models.dpm.prior import NIW, niw_from
 from models.errors import ShoalError
-from models.gaussians import moments_of_sets
+from models.moments import moments_of_sets
 
 
 def _moments(x_ND: torch.Tensor, prior: NIW) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""DeepDPM: a Dirichlet-process mixture whose responsibilities are a network's."""

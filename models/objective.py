@@ -1,0 +1,120 @@
+"""Contract B: what is trained by gradient. The trainer (pipeline/train) owns everything that is not in here.
+
+Shapes: N rows over all workers, B rows of this worker's part of a batch, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from torch import Tensor, nn
+
+from models.clusterer import Clusterer, DataSummary, Move, Stats
+
+S = TypeVar("S", bound=Stats)
+
+
+class Sum(Protocol):
+    """Sums tensors over workers; with one worker it returns them. Every worker calls it alike, in the same order."""
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The sums, in the same order; float64 stays float64."""
+        ...
+
+
+class Passes(Protocol):
+    """Contract A over all current rows of all workers, between epochs."""
+
+    @property
+    def data(self) -> DataSummary:
+        """Of all rows; its sample is the same on every worker."""
+        ...
+
+    def total(self, expect: Callable[[Tensor, Tensor], S]) -> S:
+        """`expect(x_ND, row_N)` on every block of rows without gradient, summed over blocks and workers."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """This worker's part of one batch."""
+
+    x_BD: Tensor
+    row_B: Tensor  # int64, stable row hashes
+
+
+@dataclass(frozen=True)
+class Loss:
+    """`total` is a mean over the rows of the batch part (the trainer weights parts by rows); `scalars` are logged."""
+
+    total: Tensor
+    scalars: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """Which parameters were replaced by others of another length, and where their optimizer state comes from.
+
+    Parameter name -> for each row (first dimension) of the new parameter the row of the old one whose optimizer state
+    it continues, or -1 for fresh state.
+    """
+
+    source: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class EpochEnd:
+    """What an objective decides when an epoch is over. `objective` is a figure of merit: larger is better."""
+
+    surgery: Surgery | None = None
+    moves: tuple[Move, ...] = ()
+    clusters: int = 0
+    objective: float = float("nan")
+    settled: bool = False
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A loss with memory. Everything it remembers is in `state`, and equal on every worker."""
+
+    def build(self, data: DataSummary) -> nn.Module:
+        """The network before the first step, seeded by `data.seed`."""
+        ...
+
+    def groups(self, net: nn.Module) -> list[dict[str, Any]]:
+        """Parameter groups for the optimizer: `params`, and `lr` where it is not the trainer's."""
+        ...
+
+    def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Sum) -> Loss:
+        """Loss of one batch part; `net` may be wrapped for data-parallel training, so call it, do not reach inside."""
+        ...
+
+    def after_backward(self, net: nn.Module, step: int) -> None:
+        """Last word on gradients, already averaged over workers."""
+        ...
+
+    def after_step(self, net: nn.Module, batch: Batch, step: int, reduce: Sum) -> None:
+        """What follows every optimizer step."""
+        ...
+
+    def on_start(self, net: nn.Module, passes: Passes) -> None:
+        """Before the first epoch of a fresh run (not of a resumed one)."""
+        ...
+
+    def on_epoch_end(self, net: nn.Module, epoch: int, passes: Passes) -> EpochEnd:
+        """Between epochs: may replace parameters of `net` (unwrapped) in place, and says so."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything remembered beside the network, for safetensors; independent of the number of workers."""
+        ...
+
+    def load(self, state: Mapping[str, Tensor], net: nn.Module) -> None:
+        """Continue from `state()`; gives `net`, freshly built, the shapes that it had then."""
+        ...
+
+    def clusterer(self, net: nn.Module) -> Clusterer:
+        """What labels rows from now on."""
+        ...
