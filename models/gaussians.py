@@ -132,7 +132,8 @@ class Gaussians:
         if self.diagonal:
             return 1 / self.chol_KDD
         eye_DD = torch.eye(self.dim, dtype=torch.float64, device=self.chol_KDD.device)
-        return torch.linalg.solve_triangular(self.chol_KDD, eye_DD.expand_as(self.chol_KDD), upper=False)
+        whiten_KDD: Tensor = torch.linalg.solve_triangular(self.chol_KDD, eye_DD.expand_as(self.chol_KDD), upper=False)
+        return whiten_KDD
 
     @cached_property
     def _whiten_single_KDD(self) -> Tensor:
@@ -141,10 +142,12 @@ class Gaussians:
     @cached_property
     def _constant_K(self) -> Tensor:
         half = 0.5 * self.dim
+        root_K = 0.5 * log_determinant(self.chol_KDD)
         if self.degrees_K is None:
-            return -half * math.log(2 * math.pi) - 0.5 * log_determinant(self.chol_KDD)
+            return -half * math.log(2 * math.pi) - root_K
         gamma_K = torch.lgamma(self.degrees_K / 2 + half) - torch.lgamma(self.degrees_K / 2)
-        return gamma_K - half * (math.pi * self.degrees_K).log() - 0.5 * log_determinant(self.chol_KDD)
+        constant_K: Tensor = gamma_K - half * (math.pi * self.degrees_K).log() - root_K
+        return constant_K
 
     def _whitened(self, mean_KD: Tensor) -> Tensor:
         if self.diagonal:
