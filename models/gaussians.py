@@ -63,19 +63,19 @@ class Gaussians:
     chol_KDD: Tensor
     degrees_K: Tensor | None = None
 
-    def log_density(self, x_ND: Tensor) -> Tensor:
-        """Log density of every row in every component, (N, K) float64. O(N K D^2) time, no N x K x D temporary."""
-        density_NK = x_ND.new_empty(x_ND.shape[0], len(self.mean_KD), dtype=torch.float64)
-        offset_KD = self._whitened(self.mean_KD)
+    def log_density(self, x_ND: Tensor, *, single: bool = False) -> Tensor:
+        """Log density of every row in every component, (N, K) float64. O(N K D^2) time, no N x K x D temporary.
+
+        `single` as in `log_density_at`.
+        """
+        distance_NK = x_ND.new_empty(x_ND.shape[0], len(self.mean_KD), dtype=torch.float64)
+        whiten_KDD = self._whiten_single_KDD if single else self._whiten_KDD
+        mean_KD = (self.origin_D + self.mean_KD).to(whiten_KDD.dtype)
         for start in range(0, x_ND.shape[0], _ROWS):
-            centred_ND = x_ND[start : start + _ROWS].double() - self.origin_D
-            for k, (whiten_DD, offset_D) in enumerate(zip(self._whiten_KDD, offset_KD, strict=True)):
-                if self.diagonal:
-                    white_ND = centred_ND * whiten_DD - offset_D
-                else:
-                    white_ND = torch.addmm(-offset_D, centred_ND, whiten_DD.T)
-                density_NK[start : start + _ROWS, k] = white_ND.square_().sum(dim=1)
-        return self._from_distance(density_NK, torch.arange(len(self.mean_KD), device=x_ND.device))
+            rows_ND = x_ND[start : start + _ROWS].to(whiten_KDD.dtype)
+            for k in range(len(mean_KD)):
+                distance_NK[start : start + _ROWS, k] = self._distance(rows_ND - mean_KD[k], whiten_KDD[k])
+        return self._from_distance(distance_NK, torch.arange(len(self.mean_KD), device=x_ND.device))
 
     def log_density_at(self, x_ND: Tensor, component_NC: Tensor) -> Tensor:
         """Log density of every row in each of its C candidate components, (N, C) float64. O(N C D^2 + K) time.
@@ -94,8 +94,7 @@ class Gaussians:
             if count:
                 end = start + count
                 centred_nD = x_ND[row_P[start:end]] - mean_KD[k]
-                white_nD = centred_nD * whiten_KDD[k] if self.diagonal else centred_nD @ whiten_KDD[k].T
-                distance_P[order_P[start:end]] = white_nD.square_().sum(dim=1).double()
+                distance_P[order_P[start:end]] = self._distance(centred_nD, whiten_KDD[k]).double()
                 start = end
         return self._from_distance(distance_P.view_as(component_NC), component_NC)
 
@@ -149,10 +148,9 @@ class Gaussians:
         constant_K: Tensor = gamma_K - half * (math.pi * self.degrees_K).log() - root_K
         return constant_K
 
-    def _whitened(self, mean_KD: Tensor) -> Tensor:
-        if self.diagonal:
-            return mean_KD * self._whiten_KDD
-        return torch.einsum("kij,kj->ki", self._whiten_KDD, mean_KD)
+    def _distance(self, centred_nD: Tensor, whiten_DD: Tensor) -> Tensor:
+        white_nD = centred_nD * whiten_DD if self.diagonal else centred_nD @ whiten_DD.T
+        return white_nD.square_().sum(dim=1)
 
     def _from_distance(self, distance_NC: Tensor, component_NC: Tensor) -> Tensor:
         """In place: log densities from squared Mahalanobis distances."""

@@ -96,7 +96,7 @@ class GMM:
         Components whose posteriors agree to rounding are tied, and the first of them is taken in blocks of any size.
         """
         check_dim(x_ND, self.dim)
-        return posterior_assignment(self._log_joint(x_ND), self.log_weight_K, self.id_K)
+        return posterior_assignment(self._log_joint(x_ND), None, self.log_weight_K, self.id_K)
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and Gaussians, and the two numbers that a fit continues from."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from models.errors import ShoalError
 
+_ROUGH_ITERATIONS = 10
 _ITERATIONS = 25  # of Lloyd per restart: enough to rank restarts; passes over all rows finish the best one
 
 
@@ -50,6 +51,30 @@ def kmeans_seeds(sample_MD: Tensor, num_clusters: int, seed: int, restarts: int 
     runs = [_lloyd(sample, num_clusters, random, _gpus(sample_MD)) for _ in range(restarts)]
     _, centroid = min(runs, key=lambda run: run[0])
     return torch.from_numpy(centroid).to(sample_MD.device).double() * scale + origin_D
+
+
+def cells(sample_MD: Tensor, num_cells: int, seed: int) -> Tensor:
+    """Cell of each row after few Lloyd iterations from one k-means++ start, (M,) int64: a rough cut into many pieces.
+
+    FAISS's k-means++ tries one candidate per centroid where `kmeans_seeds` tries several: for hundreds of cells that
+    are merged later, that is enough, and a tenth of the time. O(M D K) time. Cells may be empty.
+    """
+    if num_cells == 1:
+        return torch.zeros(len(sample_MD), dtype=torch.int64, device=sample_MD.device)
+    origin_D = sample_MD.mean(dim=0, dtype=torch.float64).to(sample_MD.dtype)
+    sample = _for_faiss(sample_MD, origin_D, _power_of_two(sample_MD - origin_D))
+    kmeans = faiss.Kmeans(
+        sample.shape[1],
+        num_cells,
+        niter=_ROUGH_ITERATIONS,
+        seed=seed % 2**31,
+        gpu=_gpus(sample_MD),
+        max_points_per_centroid=len(sample),
+        min_points_per_centroid=1,
+        init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
+    )
+    kmeans.train(sample)
+    return torch.from_numpy(kmeans.assign(sample)[1]).to(sample_MD.device)
 
 
 def nearest(x_ND: Tensor, centroid_KD: Tensor, k: int) -> tuple[Tensor, Tensor]:

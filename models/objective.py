@@ -1,5 +1,9 @@
 """Contract B: what is trained by gradient. The trainer (pipeline/train) owns everything that is not in here.
 
+The network is in training mode during an epoch's batches and in evaluation mode otherwise. torch's generators are
+seeded before `build`, `on_start`, each epoch (differently on each worker) and each `on_epoch_end`; randomness that must
+not depend on the number of workers is keyed by row. Rows arrive on the network's device, summaries on the CPU.
+
 Shapes: N rows over all workers, B rows of this worker's part of a batch, D dimensions.
 """
 
@@ -58,7 +62,8 @@ class Surgery:
     """Which parameters were replaced by others of another length, and where their optimizer state comes from.
 
     Parameter name -> for each row (first dimension) of the new parameter the row of the old one whose optimizer state
-    it continues, or -1 for fresh state.
+    it continues, or -1 for fresh state (zeros). A parameter all of whose rows are fresh starts as if the optimizer had
+    never stepped. A parameter that is not named keeps its shape and its state.
     """
 
     source: Mapping[str, Tensor]
@@ -66,7 +71,10 @@ class Surgery:
 
 @dataclass(frozen=True)
 class EpochEnd:
-    """What an objective decides when an epoch is over. `objective` is a figure of merit: larger is better."""
+    """What an objective decides when an epoch is over.
+
+    `objective` is a figure of merit, larger is better; where it is nan, minus the epoch's mean loss stands for it.
+    """
 
     surgery: Surgery | None = None
     moves: tuple[Move, ...] = ()
@@ -88,11 +96,11 @@ class Objective(Protocol):
         ...
 
     def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Sum) -> Loss:
-        """Loss of one batch part; `net` may be wrapped for data-parallel training, so call it, do not reach inside."""
+        """Loss of one batch part, which is never empty. A parameter that it does not use gets no gradient."""
         ...
 
     def after_backward(self, net: nn.Module, step: int) -> None:
-        """Last word on gradients, already averaged over workers."""
+        """Last word on gradients, already averaged over the rows of the whole batch."""
         ...
 
     def after_step(self, net: nn.Module, batch: Batch, step: int, reduce: Sum) -> None:
@@ -104,7 +112,7 @@ class Objective(Protocol):
         ...
 
     def on_epoch_end(self, net: nn.Module, epoch: int, passes: Passes) -> EpochEnd:
-        """Between epochs: may replace parameters of `net` (unwrapped) in place, and says so."""
+        """Between epochs: may replace parameters of `net` in place, and says so; the same on every worker."""
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -112,7 +120,7 @@ class Objective(Protocol):
         ...
 
     def load(self, state: Mapping[str, Tensor], net: nn.Module) -> None:
-        """Continue from `state()`; gives `net`, freshly built, the shapes that it had then."""
+        """Continue from `state()`; gives `net`, freshly built, the shapes that it had then. Its values come after."""
         ...
 
     def clusterer(self, net: nn.Module) -> Clusterer:

@@ -16,6 +16,7 @@ from models.dpm import mixture as dpm
 from models.dpm.config import DPMConfig
 from models.gmm import GMMConfig
 from models.kmeans import KMeansConfig
+from models.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Algorithm:
     config: type[Config]
     start: Callable[[Any, DataSummary], Clusterer]
     load: Callable[[Any, dict[str, Tensor]], Clusterer]
+    objective: Callable[[Any], Objective] | None = None  # where it is trained by gradient, from its settings
 
 
 ALGORITHMS: dict[str, Algorithm] = {

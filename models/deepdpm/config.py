@@ -15,7 +15,8 @@ _ROWS_PER_START = 50
 class DeepDPMConfig(Config):
     """A Dirichlet-process mixture of Gaussians whose responsibilities come from a network; K is found.
 
-    Lengths of time are epochs. The prior means what it means in `DPMConfig`.
+    Lengths of time are steps, so that they do not depend on the number of rows; what they count down to happens at the
+    end of an epoch. The prior means what it means in `DPMConfig`.
     """
 
     kind: Literal["deepdpm"] = "deepdpm"
@@ -33,15 +34,16 @@ class DeepDPMConfig(Config):
     )
     smoothing: float = Field(1e-5, ge=0, lt=1, description="share of the uniform mixed into the mixture's side")
     candidates: int = Field(8, ge=1, description="largest responsibilities of a row that enter the M-step")
-    warmup: int = Field(4, ge=0, description="epochs in which the net only learns the first mixture")
-    interval: int = Field(4, ge=1, description="epochs from one round of moves to the next")
-    freeze: int = Field(2, ge=0, description="epochs after accepted moves in which the mixture stays as it is")
+    warmup: int = Field(256, ge=0, description="steps in which the net only learns the first mixture")
+    update: int = Field(64, ge=1, description="steps from one M-step to the next, at least")
+    interval: int = Field(256, ge=1, description="steps from one round of moves to the next, at least")
+    freeze: int = Field(128, ge=0, description="steps after accepted moves in which the mixture stays as it is")
     axes: int = Field(3, ge=1, description="principal axes along which a cluster is cut before it counts as whole")
     merge_neighbors: int = Field(3, ge=1, description="nearest other clusters that a merge is tried with")
     min_size: int = Field(5, ge=2, description="rows that a cluster, or half of a split, must have")
     metropolis: bool = Field(False, description="accept a move with probability min(1, H) instead of when H > 1")
     stall: int = Field(8, ge=1, description="rounds without a better partition after which nothing is split any more")
-    tolerance: float = Field(1e-3, gt=0, description="relative change of the objective that counts as none")
+    tolerance: float = Field(1e-3, gt=0, description="change of the objective, in nats per row, that counts as none")
 
     def starts(self, rows: int) -> int:
         """Cells that the search starts from: no more than one for every 50 rows."""
@@ -49,6 +51,4 @@ class DeepDPMConfig(Config):
 
     def prior(self) -> DPMConfig:
         """The settings that a prior is made from."""
-        return DPMConfig(
-            prior_scale=self.prior_scale, prior_rows=self.prior_rows, prior_degrees=self.prior_degrees
-        )
+        return DPMConfig(prior_scale=self.prior_scale, prior_rows=self.prior_rows, prior_degrees=self.prior_degrees)

@@ -1,6 +1,6 @@
 """DeepDPM's networks: one that tells K clusters apart, and one for each cluster that tells its two halves apart.
 
-Source: Ronen, Finder and Freifeld (2022), section 4. Shapes: B rows of a batch, D dimensions, K clusters, H hidden
+Source: Ronen, Finder and Freifeld (2022). Shapes: B rows of a batch, D dimensions, K clusters, H hidden
 units, T tiles of S rows. The last layer and the blocks of the subclustering nets grow and shrink with K.
 """
 
@@ -38,7 +38,7 @@ class Subclusterers(nn.Module):
         """Logits (B, 2)."""
         slot_B, tile_T, size = _tiles(cluster_B, len(self.bias_in))
         tiled_TSD = x_BD.new_zeros(len(tile_T) * size, x_BD.shape[1]).index_copy(0, slot_B, x_BD)
-        tiled_TSD = tiled_TSD.view(len(tile_T), size, -1)
+        tiled_TSD = tiled_TSD.view(len(tile_T), size, x_BD.shape[1])
         hidden_TSH = torch.baddbmm(self.bias_in[tile_T][:, None], tiled_TSD, self.weight_in[tile_T]).relu()
         logit_TS2 = torch.baddbmm(self.bias_out[tile_T][:, None], hidden_TSH, self.weight_out[tile_T])
         return logit_TS2.flatten(0, 1)[slot_B]

@@ -1,4 +1,4 @@
-"""Many clusters merged at once: a whole branch of a dendrogram judged as one move.
+"""Clusters merged pair after pair, best first, and whole branches of the dendrogram judged as one move.
 
 Pairs of fragments of one cloud often refuse to merge although all of them together are likelier as one cluster. So the
 clusters are joined pair by pair, best first and whatever the sign of the gain, into a dendrogram; because the log joint
@@ -16,36 +16,48 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from models.dpm.moves import cluster_weight, log_split_ratio
-from models.dpm.prior import NIW
+from models.dpm.moves import cluster_weight, log_merge_ratio
+from models.dpm.prior import Prior
 from models.moments import Moments
+
+Group = tuple[list[int], float]  # clusters, and what the log joint gains when they become one
 
 
 @dataclass
 class _Forest:
     """Dendrogram under construction: nodes 0 .. K-1 are the clusters."""
 
-    prior: NIW
+    prior: Prior
     concentration: float
-    moments: list[Moments]
+    moments: dict[int, Moments]  # of the roots
+    weight: list[float]
     near: list[set[int]]  # neighbours among the roots
+    only_gains: bool
     children: dict[int, tuple[int, int]] = field(default_factory=dict)
     heap: list[tuple[float, int, int]] = field(default_factory=list)
+
+    def offer(self, gain: float, left: int, right: int) -> None:
+        """Queue a merge of two roots."""
+        if gain > 0 or not self.only_gains:
+            heapq.heappush(self.heap, (-gain, min(left, right), max(left, right)))
 
     def propose(self, node: int, others: list[int]) -> None:
         """Queue the merges of a root with its neighbours."""
         if others:
-            mine = Moments.cat([self.moments[node]] * len(others))
-            gain = -log_split_ratio(
-                self.prior, self.concentration, mine, Moments.cat([self.moments[i] for i in others])
+            mine, theirs = self.moments[node], Moments.cat([self.moments[i] for i in others])
+            union = Moments(
+                mine.count_K + theirs.count_K, mine.sum_KD + theirs.sum_KD, mine.second_KDD + theirs.second_KDD
             )
-            for other, value in zip(others, gain.tolist(), strict=True):
-                heapq.heappush(self.heap, (-value, min(node, other), max(node, other)))
+            for other, weight in zip(
+                others, cluster_weight(self.prior, self.concentration, union).tolist(), strict=True
+            ):
+                self.offer(weight - self.weight[node] - self.weight[other], node, other)
 
     def join(self, left: int, right: int) -> None:
         """Make two roots one, with the neighbours of both."""
-        node = len(self.moments)
-        self.moments.append(self.moments[left] + self.moments[right])
+        node = len(self.weight)
+        self.moments[node] = self.moments.pop(left) + self.moments.pop(right)
+        self.weight.append(float(cluster_weight(self.prior, self.concentration, self.moments[node])[0]))
         self.children[node] = (left, right)
         self.near.append((self.near[left] | self.near[right]) - {left, right})
         for other in self.near[node]:
@@ -53,33 +65,39 @@ class _Forest:
         self.near[left] = self.near[right] = set()
         self.propose(node, sorted(self.near[node]))
 
+    def grow(self) -> None:
+        """Join until no merge is left."""
+        while self.heap:
+            _, left, right = heapq.heappop(self.heap)
+            if left in self.moments and right in self.moments:
+                self.join(left, right)
 
-def agglomerate(prior: NIW, concentration: float, clusters: Moments, pair_P2: Tensor) -> list[tuple[list[int], float]]:
+
+def agglomerate(
+    prior: Prior, concentration: float, clusters: Moments, pair_P2: Tensor, *, only_gains: bool = False
+) -> list[Group]:
     """Groups of at least two clusters that raise the log joint when each becomes one cluster, and by how much.
 
-    `pair_P2` are the neighbours that may be joined directly. Groups are disjoint and in order of their first cluster.
+    `pair_P2` are the neighbours that may be joined directly. With `only_gains` no pair is joined that lowers the log
+    joint, which is quicker and misses branches. Groups are disjoint and in order of their first cluster.
     """
-    count = len(clusters.count_K)
-    forest = _Forest(
-        prior, concentration, [clusters[torch.tensor([k])] for k in range(count)], _adjacency(count, pair_P2)
-    )
-    for node in range(count):
-        forest.propose(node, [other for other in sorted(forest.near[node]) if other > node])
-    joined: set[int] = set()
-    while forest.heap:
-        _, left, right = heapq.heappop(forest.heap)
-        if left not in joined and right not in joined:
-            joined |= {left, right}
-            forest.join(left, right)
+    count = len(clusters)
+    weight_K = cluster_weight(prior, concentration, clusters)
+    roots = {k: clusters[torch.tensor([k])] for k in range(count)}
+    forest = _Forest(prior, concentration, roots, weight_K.tolist(), _adjacency(count, pair_P2), only_gains)
+    gain_P = log_merge_ratio(prior, concentration, clusters, pair_P2, weight_K)
+    for (left, right), gain in zip(pair_P2.tolist(), gain_P.tolist(), strict=True):
+        forest.offer(gain, left, right)
+    forest.grow()
     return _best_cut(forest, count)
 
 
-def _best_cut(forest: _Forest, count: int) -> list[tuple[list[int], float]]:
+def _best_cut(forest: _Forest, count: int) -> list[Group]:
     """Each node is worth the more of itself as one cluster and its children's best cuts."""
-    alone = cluster_weight(forest.prior, forest.concentration, Moments.cat(forest.moments)).tolist()
+    alone = forest.weight
     leaves: list[list[int]] = [[k] for k in range(count)]
     base, best = alone[:count], alone[:count]
-    groups: list[list[tuple[list[int], float]]] = [[] for _ in range(count)]
+    groups: list[list[Group]] = [[] for _ in range(count)]
     inner = set(range(len(alone)))
     for node in range(count, len(alone)):
         left, right = forest.children[node]

@@ -1,11 +1,11 @@
-"""A Dirichlet-process mixture of Gaussians as a Clusterer: K is found by splits and merges.
+"""A Dirichlet-process mixture of Gaussians as a Clusterer: K is found by splits, merges, births and deaths.
 
-Every cluster carries two subclusters. A sweep gives each row to its most probable cluster and subcluster, sums the
-moments of the 2K subclusters, and from those alone re-estimates, splits, merges and removes. No state is kept per row.
+A sweep gives each row to its most probable cluster, and to one of two subclusters where a split is on trial, sums
+moments, and from those alone re-estimates, splits, merges and removes. No state is kept per row.
 
-Shapes: N rows, D dimensions, K clusters, 2 subclusters each. Source: Chang and Fisher (2013) for subcluster splits;
-hard assignments (maximisation-expectation, Kurihara and Welling 2009) in place of sampled labels, so that a sweep is
-deterministic.
+Shapes: N rows, D dimensions, K clusters, C of them evaluated per row, J with a split on trial. Source: Chang and Fisher
+(2013) for subcluster splits; hard assignments (maximisation-expectation, Kurihara and Welling 2009) in place of sampled
+labels, so that a sweep is deterministic.
 """
 
 from __future__ import annotations
@@ -17,45 +17,55 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from models.clusterer import Assignment, DataSummary, Stats, Update, check_dim
+from models.clusterer import Assignment, DataSummary, Move, Stats, Update, check_dim
 from models.dpm.config import DPMConfig
 from models.dpm.population import Population, newborn
-from models.dpm.prior import NIW, niw_from
-from models.dpm.sweep import next_population
+from models.dpm.prior import fitted_prior, prior_from
+from models.dpm.sweep import Sums, next_population
+from models.gaussians import Gaussians
 from models.moments import Moments, moments_of_sets
-from models.neighbors import kmeans_seeds, nearest
-from models.posterior import most_probable, posterior_assignment
+from models.neighbors import cells, nearest
+from models.posterior import best_two, posterior_assignment
+
+_DOUBLE = 2**14  # K D^2 up to which float64 costs nothing that matters
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DPMStats:
-    """Moments of the 2K subclusters (first and second of cluster 0, of cluster 1, ...). Adds over rows."""
+    """Moments of clusters and halves, and the summed log joint densities of second best clusters. Adds over rows."""
 
-    halves: Moments
+    sets: Moments
+    runner_up_K: Tensor
 
     def __add__(self, other: DPMStats) -> DPMStats:
-        return DPMStats(self.halves + other.halves)
+        return DPMStats(self.sets + other.sets, self.runner_up_K + other.runner_up_K)
+
+    def __iadd__(self, other: DPMStats) -> DPMStats:
+        self.sets.__iadd__(other.sets)
+        self.runner_up_K.add_(other.runner_up_K)
+        return self
 
     def tensors(self) -> dict[str, Tensor]:
         """For safetensors."""
-        return {f"halves.{name}": value for name, value in self.halves.tensors().items()}
+        return self.sets.tensors() | {"runner_up_K": self.runner_up_K}
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> DPMStats:
         """The inverse of `tensors`."""
-        return DPMStats(Moments.from_tensors(tensors, "halves."))
+        return DPMStats(Moments.from_tensors(tensors), tensors["runner_up_K"])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DPM:
-    """The mixture after some sweeps: Gaussians and log weights of clusters and subclusters, and the search's progress.
+    """The mixture after some sweeps.
 
-    `expect` costs O(N (K + 2) D^2) time, on the device of its rows; `maximize` O(K D^3), independent of N and always on
-    the CPU, where the parameters live: they are small, and a sweep decides cluster by cluster.
+    `expect` costs O(N (K D + C D^2)) time, on the device of its rows; `maximize` O(K D^3), independent of N and always
+    on the CPU, where the parameters live: they are small, and a sweep decides cluster by cluster. Where K is at most C
+    every row sees every cluster; beyond, the C whose means are nearest, and log densities are then float32.
     """
 
     config: DPMConfig
-    prior: NIW
     population: Population
+    opening: tuple[Move, ...] = ()  # moves made before the first pass, on the sample; told with the first update
 
     @property
     def id_K(self) -> Tensor:
@@ -65,83 +75,105 @@ class DPM:
     @property
     def dim(self) -> int:
         """D."""
-        return self.prior.dim
+        return self.population.prior.dim
 
     def expect(self, x_ND: Tensor, row_N: Tensor) -> DPMStats:
-        """Moments of the subclusters that the rows fall into. Deterministic: `row_N` is not needed."""
+        """What the rows leave behind. Deterministic: `row_N` is not needed."""
         check_dim(x_ND, self.dim)
-        cluster_N = most_probable(self._log_joint(x_ND))
-        half_N = 2 * cluster_N + self._in_second_half(x_ND, cluster_N).long()
-        return DPMStats(moments_of_sets(x_ND, half_N, 2 * len(self.id_K), self.prior.mean_D.to(x_ND.device)))
+        set_N, runner_up_N = self.sets_of(x_ND)
+        prior, count = self.population.prior, len(self.population)
+        runner_up_K = torch.zeros(count, dtype=torch.float64, device=x_ND.device)
+        runner_up_K.index_add_(0, self._cluster_of_set(x_ND.device)[set_N], runner_up_N)
+        sets = count + len(self.population.trial_J)
+        origin_D = prior.mean_D.to(x_ND.device)
+        return DPMStats(moments_of_sets(x_ND, set_N, sets, origin_D, diagonal=prior.diagonal), runner_up_K)
 
     def maximize(self, stats: Stats, rng: torch.Generator) -> Update:
-        """One sweep of the search: deaths, splits, merges, then the posterior mode of what is left."""
-        halves = cast(DPMStats, stats).halves.to("cpu")
-        population, moves, objective = next_population(self.config, self.prior, self.population, halves, rng)
-        change = abs(objective - self.population.objective)
-        tried = bool((population.axis_K >= min(self.config.axes, self.dim)).all())
-        over = tried or population.stalled >= self.config.stall(self.dim)
-        settled = over and not any(move.accepted for move in moves) and change <= self.config.tolerance * abs(objective)
-        return Update(replace(self, population=population), tuple(moves), objective, settled)
+        """One sweep of the search, then the parameters of what is left."""
+        return self.swept(cast(DPMStats, stats), rng, trials=True)
+
+    def swept(self, stats: DPMStats, rng: torch.Generator, *, trials: bool) -> Update:
+        """`maximize`, without new subclusters where `trials` is false."""
+        sums = Sums(stats.sets.to("cpu"), stats.runner_up_K.cpu())
+        population, moves, objective = next_population(self.config, self.population, sums, rng, trials=trials)
+        change = abs(objective - self.population.progress.objective)
+        idle = len(population.trial_J) == 0 and not any(move.accepted for move in moves)
+        settled = idle and change <= self.config.tolerance * abs(objective)
+        return Update(replace(self, population=population, opening=()), (*self.opening, *moves), objective, settled)
 
     def assign(self, x_ND: Tensor) -> Assignment:
-        """Maximum a posteriori cluster of each row; `score` is the log density of the row in its cluster's Gaussian."""
+        """Maximum a posteriori cluster of each row; `score` is the log density of the row in its cluster."""
         check_dim(x_ND, self.dim)
-        id_K, log_weight_K = (each.to(x_ND.device) for each in (self.id_K, self.population.log_weight_K))
-        return posterior_assignment(self._log_joint(x_ND), log_weight_K, id_K)
+        joint_NC, component_NC = self._log_joint(x_ND)
+        log_weight_K, id_K = (each.to(x_ND.device) for each in (self.population.log_weight_K, self.id_K))
+        return posterior_assignment(joint_NC, component_NC, log_weight_K, id_K)
+
+    def sets_of(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Set of each row as `Sums` numbers them, and the log joint density of its second best cluster."""
+        joint_NC, component_NC = self._log_joint(x_ND)
+        cluster_N, runner_up_N = best_two(joint_NC)
+        if component_NC is not None:
+            cluster_N = component_NC.gather(1, cluster_N[:, None])[:, 0]
+        trial_J, count = self.population.trial_J.to(x_ND.device), len(self.population)
+        if len(trial_J) == 0:
+            return cluster_N, runner_up_N
+        trial_K = torch.full((count,), -1, device=x_ND.device)
+        trial_K[trial_J] = torch.arange(len(trial_J), device=x_ND.device)
+        rows_n = torch.nonzero(trial_K[cluster_N] >= 0).flatten()
+        trial_n = trial_K[cluster_N[rows_n]]
+        second_n = self._in_second_half(x_ND[rows_n], trial_n)
+        set_N = cluster_N.clone()
+        set_N[rows_n[second_n]] = count + trial_n[second_n]
+        return set_N, runner_up_N
 
     def tensors(self) -> dict[str, Tensor]:
         """Prior and population; `load` restores the same model from them."""
-        prior = {
-            "prior.mean_D": self.prior.mean_D,
-            "prior.psi_DD": self.prior.psi_DD,
-            "prior.kappa_nu": torch.tensor([self.prior.kappa, self.prior.nu], dtype=torch.float64),
-        }
-        return prior | self.population.tensors()
+        return self.population.tensors()
 
-    def _log_joint(self, x_ND: Tensor) -> Tensor:
-        log_weight_K = self.population.log_weight_K.to(x_ND.device)
-        return self.population.clusters.to(x_ND.device).log_density(x_ND).add_(log_weight_K)
+    def _cluster_of_set(self, device: torch.device) -> Tensor:
+        return torch.cat([torch.arange(len(self.population)), self.population.trial_J]).to(device)
 
-    def _in_second_half(self, x_ND: Tensor, cluster_N: Tensor) -> Tensor:
-        """Whether each row is more probable in its cluster's second subcluster; ties go to the first."""
-        second_N = torch.zeros_like(cluster_N, dtype=torch.bool)
-        order_N = torch.argsort(cluster_N, stable=True)
-        start = 0
-        for k, count in enumerate(torch.bincount(cluster_N, minlength=len(self.id_K)).tolist()):
-            rows_n = order_N[start : start + count]
-            if count:
-                pair = torch.tensor([2 * k, 2 * k + 1])
-                joint_n2 = self.population.halves[pair].to(x_ND.device).log_density(x_ND[rows_n])
-                joint_n2 += self.population.log_weight_half_H[pair].to(x_ND.device)
-                second_N[rows_n] = joint_n2[:, 1] > joint_n2[:, 0]
-            start += count
-        return second_N
+    def _log_joint(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Log of weight times density of every row in its candidates, (N, C), and which those are (None: all)."""
+        population = self.population
+        clusters, count = population.clusters.to(x_ND.device), len(population)
+        log_weight_K = population.log_weight_K.to(x_ND.device)
+        if count <= self.config.evaluated(self.dim):
+            single = count * self.dim**2 > _DOUBLE
+            return clusters.log_density(x_ND, single=single).add_(log_weight_K), None
+        component_NC = self.candidates(x_ND, clusters)
+        return clusters.log_density_at(x_ND, component_NC).add_(log_weight_K[component_NC]), component_NC
+
+    def candidates(self, x_ND: Tensor, clusters: Gaussians) -> Tensor:
+        """The C clusters whose means are nearest to each row, (N, C)."""
+        mean_KD = clusters.origin_D + clusters.mean_KD
+        return nearest(x_ND, mean_KD, self.config.evaluated(self.dim))[1]
+
+    def _in_second_half(self, x_nD: Tensor, trial_n: Tensor) -> Tensor:
+        """Whether each row is more probable in the second subcluster of its trial; ties go to the first."""
+        half_n2 = torch.stack([2 * trial_n, 2 * trial_n + 1], dim=1)
+        joint_n2 = self.population.halves.to(x_nD.device).log_density_at(x_nD, half_n2)
+        joint_n2 += self.population.log_weight_half_H.to(x_nD.device)[half_n2]
+        return joint_n2[:, 1] > joint_n2[:, 0]
 
 
 def start(config: DPMConfig, data: DataSummary) -> DPM:
-    """The first model: k-means cells of the sample, or the whole data when only one is asked for.
+    """The model before the first pass: k-means cells of the sample, and the search on the sample alone.
 
     Raises ShoalError when the prior is impossible in this dimension.
     """
+    from models.dpm.opening import opened  # noqa: PLC0415  it fits the model that is defined here
+
     data = data.to("cpu")
-    prior = niw_from(config, data)
-    starts = config.starts(data.rows)
-    if starts == 1:
-        second_DD = data.covariance_DD * data.rows
-        whole = Moments(
-            torch.tensor([float(data.rows)], dtype=torch.float64), torch.zeros(1, data.dim).double(), second_DD[None]
-        )
-        return DPM(config, prior, newborn(prior, whole))
-    num_seeds = min(starts, len(data.sample_MD))
-    seed_KD = kmeans_seeds(data.sample_MD, num_seeds, data.seed, restarts=1)
-    cell_M = nearest(data.sample_MD, seed_KD, 1)[1][:, 0]
-    cells = moments_of_sets(data.sample_MD, cell_M, len(seed_KD), prior.mean_D)
-    return DPM(config, prior, newborn(prior, cells[cells.count_K > 0]))
+    prior = prior_from(config, data)
+    cell_M = cells(data.sample_MD, config.starts(len(data.sample_MD), data.dim), data.seed)
+    sets = moments_of_sets(data.sample_MD, cell_M, int(cell_M.max()) + 1, prior.mean_D, diagonal=prior.diagonal)
+    sets = sets[sets.count_K > 0]
+    if config.fits_prior:
+        prior = fitted_prior(config, sets, sets.total(), prior)
+    return opened(DPM(config, newborn(config, prior, sets)), data)
 
 
 def load(config: DPMConfig, tensors: dict[str, Tensor]) -> DPM:
     """The model that `tensors()` described."""
-    kappa, nu = tensors["prior.kappa_nu"].tolist()
-    prior = NIW(tensors["prior.mean_D"], kappa, nu, tensors["prior.psi_DD"])
-    return DPM(config, prior, Population.from_tensors(prior.mean_D, tensors))
+    return DPM(config, Population.from_tensors(config, tensors))

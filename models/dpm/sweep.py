@@ -1,6 +1,6 @@
-"""What one sweep does to the clusters, given the moments of their subclusters: deaths, splits, merges, new parameters.
+"""What one sweep does to the clusters, given the moments of their rows: deaths, splits, merges, new parameters.
 
-Shapes: K clusters before the sweep, H = 2K subclusters, P merge candidates. Costs O(K D^3) and never sees a row.
+Shapes: K clusters before the sweep, J of them with a split on trial, P merge candidates. Costs O(K D^3), sees no row.
 """
 
 from __future__ import annotations
@@ -13,26 +13,48 @@ from torch import Tensor
 
 from models.clusterer import Move
 from models.dpm.agglomerate import agglomerate
+from models.dpm.concentration import likeliest_concentration, sample_concentration
 from models.dpm.config import DPMConfig
-from models.dpm.moves import disjoint_pairs, log_joint, log_split_ratio
-from models.dpm.population import Population, Roster
-from models.dpm.prior import NIW
+from models.dpm.deaths import deaths
+from models.dpm.moves import (
+    cluster_weight,
+    disjoint_pairs,
+    joint_of,
+    log_merge_ratio,
+    log_split_ratio,
+    neighbor_pairs,
+)
+from models.dpm.population import Entry, Population, Progress, Roster
+from models.dpm.prior import fitted_prior
 from models.moments import Moments
-from models.neighbors import nearest_centroids_of
 
-_DRIFT = 0.02  # a cluster whose size has changed by this fraction since its axes were tried deserves a new trial
+_DRIFT = 0.05  # a cluster whose size has changed by this fraction since its axes were tried deserves a new trial
+_REFIT = 0.02  # the prior is fitted again when the number of clusters has changed by this fraction
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the rows leave behind: Moments of K clusters and of their J trials' second halves, and the cost of a death.
+
+    Set k < K holds cluster k (its first half alone where a split is on trial), set K + j the second half of trial j.
+    `runner_up_K` sums, over the rows of a cluster, the log joint density of each row's second best cluster.
+    """
+
+    sets: Moments
+    runner_up_K: Tensor
 
 
 @dataclass(frozen=True)
 class _Sweep:
-    """One sweep's view: the living clusters, their two halves, and what is known of each."""
+    """One sweep's view of the clusters that stay."""
 
     config: DPMConfig
-    prior: NIW
-    first: Moments
-    second: Moments
-    clusters: Moments
-    old: Population  # restricted to the living
+    old: Population
+    living_K: Tensor  # bool
+    first: Moments  # (J)
+    second: Moments  # (J)
+    whole: Moments
+    weight_K: Tensor
     rng: torch.Generator
     over: bool  # the search has ended: proposals are still recorded, none is accepted
 
@@ -44,25 +66,25 @@ class _Sweep:
             return log_ratio_P > 0
         return torch.rand(len(log_ratio_P), generator=self.rng, dtype=torch.float64).log() < log_ratio_P
 
-    def splits(self) -> tuple[Tensor, list[Move]]:
-        """Which clusters split, and every split proposed: those whose subclusters have had time to settle."""
-        ratio_K = log_split_ratio(self.prior, self.config.concentration, self.first, self.second)
-        ripe_K = self.old.age_K + 1 >= self.config.patience
-        large_K = torch.minimum(self.first.count_K, self.second.count_K) >= self.config.min_size
-        split_K = ripe_K & large_K & self.accepts(ratio_K)
-        moves, next_id = [], self.old.next_id
-        for k in torch.nonzero(ripe_K).flatten().tolist():
-            child = (next_id,) if split_K[k] else ()
+    def splits(self) -> tuple[list[int], list[Move]]:
+        """Which trials end in a split, and every split proposed: those whose subclusters have had time to settle."""
+        old = self.old
+        ratio_J = log_split_ratio(old.prior, old.concentration, self.first, self.second)
+        least_J = torch.minimum(self.first.count_K, self.second.count_K)
+        ripe_J = (old.age_J + 1 >= self.config.patience) & self.living_K[old.trial_J]
+        split_J = ripe_J & (least_J >= self.config.min_size) & self.accepts(ratio_J)
+        moves, next_id = [], old.next_id
+        for j in torch.nonzero(ripe_J).flatten().tolist():
+            child = (next_id,) if split_J[j] else ()
             next_id += len(child)
-            why = self._why_split(float(ratio_K[k]), bool(split_K[k]), bool(large_K[k]), k)
-            moves.append(Move("split", (int(self.old.id_K[k]), *child), float(ratio_K[k]), bool(split_K[k]), why))
-        return split_K, moves
-
-    def _why_split(self, log_ratio: float, accepted: bool, large: bool, k: int) -> str:
-        halves = f"halves of {int(self.first.count_K[k])} and {int(self.second.count_K[k])} rows"
-        if not large:
-            return f"{halves}: fewer than min_size {self.config.min_size}"
-        return f"{halves} are {self._verdict(log_ratio, accepted, 'likelier apart', 'likelier together')}"
+            halves = f"halves of {int(self.first.count_K[j])} and {int(self.second.count_K[j])} rows"
+            why = f"{halves}: fewer than min_size {self.config.min_size}"
+            if least_J[j] >= self.config.min_size:
+                verdict = self._verdict(float(ratio_J[j]), bool(split_J[j]), "likelier apart", "likelier together")
+                why = f"{halves} are {verdict}"
+            ids = (int(old.id_K[old.trial_J[j]]), *child)
+            moves.append(Move("split", ids, float(ratio_J[j]), bool(split_J[j]), why))
+        return torch.nonzero(split_J).flatten().tolist(), moves
 
     def _verdict(self, log_ratio: float, accepted: bool, above: str, below: str) -> str:
         """What the ratio says and, where the outcome is another, what decided."""
@@ -71,130 +93,176 @@ class _Sweep:
             return says
         return f"{says}, but {'the search has ended' if self.over else 'chance decided otherwise'}"
 
-    def merges(self, free_K: Tensor) -> tuple[list[list[int]], list[Move]]:
-        """Pairs that merge (larger first), and every merge proposed: of free clusters with their nearest free ones."""
-        free = torch.nonzero(free_K).flatten()
+    def merges(self, free: Tensor) -> tuple[list[list[int]], list[Move]]:
+        """Groups that merge (largest first), and every pair proposed: of free clusters with their nearest free ones."""
         if len(free) < 2:
             return [], []
-        pair_P2 = free[_neighbor_pairs(self.clusters.mean_KD[free], self.config.merge_neighbors)]
-        left, right = self.clusters[pair_P2[:, 0]], self.clusters[pair_P2[:, 1]]
-        ratio_P = -log_split_ratio(self.prior, self.config.concentration, left, right)
-        wanted = torch.nonzero(self.accepts(ratio_P)).flatten()
-        chosen = {int(wanted[i]) for i in disjoint_pairs(pair_P2[wanted], ratio_P[wanted])}
-        outdone = set(wanted.tolist()) - chosen
-        moves: list[Move] = []
-        merged: list[list[int]] = []
-        for p, (a, b) in enumerate(pair_P2.tolist()):
-            keeper, other = (a, b) if self.clusters.count_K[a] >= self.clusters.count_K[b] else (b, a)
-            accepted = p in chosen
-            why = self._verdict(float(ratio_P[p]), accepted, "likelier together", "likelier apart")
-            if p in outdone and ratio_P[p] > 0:
+        old, clusters = self.old, self.whole[free]
+        pair_P2 = neighbor_pairs(clusters.mean_KD, self.config.merge_neighbors)
+        ratio_P = log_merge_ratio(old.prior, old.concentration, clusters, pair_P2, self.weight_K[free])
+        if self.config.metropolis or self.over:
+            wanted = torch.nonzero(self.accepts(ratio_P)).flatten()
+            chosen = [pair_P2[wanted[i]].tolist() for i in disjoint_pairs(pair_P2[wanted], ratio_P[wanted])]
+            gains = {tuple(pair): float("nan") for pair in chosen}
+        elif bool((ratio_P > 0).any()):
+            groups = agglomerate(old.prior, old.concentration, clusters, pair_P2, only_gains=True)
+            chosen = [group for group, _ in groups]
+            gains = {tuple(group): gain for group, gain in groups}
+        else:
+            chosen, gains = [], {}
+        together = {k: i for i, group in enumerate(chosen) for k in group}
+        moves = []
+        for (a, b), ratio in zip(pair_P2.tolist(), ratio_P.tolist(), strict=True):
+            accepted = a in together and together[a] == together.get(b)
+            why = self._verdict(ratio, accepted, "likelier together", "likelier apart")
+            if not accepted and ratio > 0 and not self.over and not self.config.metropolis:
                 why = "likelier together, but one of them has a better merge in this sweep"
-            moves.append(
-                Move("merge", (int(self.old.id_K[keeper]), int(self.old.id_K[other])), float(ratio_P[p]), accepted, why)
-            )
-            if accepted:
-                merged.append([keeper, other])
+            elif accepted and ratio <= 0 and not self.config.metropolis:
+                why = "likelier apart, but together in a group that is likelier as one"
+            moves.append(self._merge_move([int(free[a]), int(free[b])], ratio, accepted, why))
+        merged = [self._ordered([int(free[k]) for k in group]) for group in chosen]
+        for group, indices in zip(merged, chosen, strict=True):
+            if len(group) > 2:
+                why = f"the {len(group)} of them are likelier together"
+                moves.append(self._merge_move(group, gains[tuple(indices)], True, why))
         return merged, moves
 
-    def branches(self) -> tuple[list[list[int]], list[Move]]:
+    def branches(self, free: Tensor) -> tuple[list[list[int]], list[Move]]:
         """Groups of clusters that are likelier as one although no two of them are (largest first)."""
-        if self.over or len(self.clusters.count_K) < 3:  # a pair was tried as such
+        if self.over or self.config.metropolis or len(free) < 3:  # a pair was tried as such
             return [], []
-        pair_P2 = _neighbor_pairs(self.clusters.mean_KD, self.config.merge_neighbors)
+        clusters = self.whole[free]
+        pair_P2 = neighbor_pairs(clusters.mean_KD, self.config.merge_neighbors)
         merged, moves = [], []
-        for group, gain in agglomerate(self.prior, self.config.concentration, self.clusters, pair_P2):
-            ordered = sorted(group, key=lambda k: -float(self.clusters.count_K[k]))
-            ids = tuple(int(self.old.id_K[k]) for k in ordered)
-            why = f"the {len(ids)} of them are likelier together, as a whole branch of their dendrogram"
-            moves.append(Move("merge", ids, gain, True, why))
-            merged.append(ordered)
+        for group, gain in agglomerate(self.old.prior, self.old.concentration, clusters, pair_P2):
+            merged.append(self._ordered([int(free[k]) for k in group]))
+            why = f"the {len(group)} of them are likelier together, as a whole branch of their dendrogram"
+            moves.append(self._merge_move(merged[-1], gain, True, why))
         return merged, moves
+
+    def _ordered(self, group: list[int]) -> list[int]:
+        return sorted(group, key=lambda k: -float(self.whole.count_K[k]))
+
+    def _merge_move(self, group: list[int], gain: float, accepted: bool, why: str) -> Move:
+        return Move("merge", tuple(int(self.old.id_K[k]) for k in self._ordered(group)), gain, accepted, why)
 
 
 def next_population(
-    config: DPMConfig, prior: NIW, old: Population, halves: Moments, rng: torch.Generator
+    config: DPMConfig, old: Population, sums: Sums, rng: torch.Generator, *, trials: bool = True
 ) -> tuple[Population, list[Move], float]:
     """The clusters after one sweep, every move proposed in it, and the log joint of the partition it was given.
 
-    A cluster with fewer rows than `min_size` (empty ones above all) dies at once, and its rows go to the next best in
-    the next sweep; a split's larger child and a merge's larger parent keep the id.
+    A cluster that its neighbours explain better (or with fewer rows than `min_size`) dies at once, and its rows go to
+    the next best in the next sweep; a split's larger child and a merge's largest parent keep the id. Without `trials`
+    no subclusters are proposed.
     """
-    first, second = halves[torch.arange(0, len(halves.count_K), 2)], halves[torch.arange(1, len(halves.count_K), 2)]
-    whole = first + second
-    objective = log_joint(prior, config.concentration, whole[torch.nonzero(whole.count_K > 0).flatten()])
-    living_K = whole.count_K >= min(config.min_size, int(whole.count_K.max()))
-    living = torch.nonzero(living_K).flatten()
-    moves = _deaths(old, whole.count_K, ~living_K)
-    first, second, alive = first[living], second[living], old[living]
-    # Less than the tolerance is rounding, which differs with the size of the blocks that were summed.
-    better = not math.isfinite(old.best) or objective - old.best > config.tolerance * abs(old.best)
-    old = replace(old, best=max(old.best, objective), stalled=0 if better else old.stalled + 1)
-    sweep = _Sweep(
-        config, prior, first, second, first + second, alive, rng, over=old.stalled >= config.stall(prior.dim)
-    )
-    split_K, split_moves = sweep.splits()
-    merged, merge_moves = sweep.merges(~split_K)
-    if not merged and not bool(split_K.any()):
-        merged, branch_moves = sweep.branches()
+    count = len(old)
+    second = sums.sets[torch.arange(count, len(sums.sets))]
+    first = sums.sets[old.trial_J]
+    whole = _whole(sums.sets, old.trial_J, count)
+    weight_K = cluster_weight(old.prior, old.concentration, whole)
+    rows = float(whole.count_K.sum())
+    objective = joint_of(weight_K[whole.count_K > 0], old.concentration, rows)
+    progress = _advanced(old.progress, objective, config.tolerance)
+    over = progress.stalled >= config.stall(old.prior.dim)
+    living_K, moves = deaths(config, old, whole, weight_K, sums.runner_up_K, over=over)
+    sweep = _Sweep(config, old, living_K, first, second, whole, weight_K, rng, over)
+    split, split_moves = sweep.splits()
+    busy_K = ~living_K
+    busy_K[old.trial_J[split]] = True
+    free = torch.nonzero(~busy_K).flatten()
+    merged, merge_moves = sweep.merges(free)
+    if not merged and not split and not moves:
+        merged, branch_moves = sweep.branches(free)
         merge_moves += branch_moves
-    roster = Roster(prior)
-    _keep(roster, sweep, split_K, merged)
-    next_id = _divide(roster, sweep, split_K)
+    moves = [*moves, *split_moves, *merge_moves]
+    quiet = trials and not any(move.accepted for move in moves)
+    roster = Roster(config, old.prior, _concentration(config, old, int(living_K.sum()), rows, rng))
+    _keep(roster, sweep, {*torch.nonzero(busy_K).flatten().tolist(), *(k for group in merged for k in group)}, quiet)
+    next_id = _divide(roster, sweep, split)
     for group in merged:
-        roster.join(int(alive.id_K[group[0]]), sweep.clusters[torch.tensor(group)])
-    return roster.population(next_id, objective, old.best, old.stalled), [*moves, *split_moves, *merge_moves], objective
+        roster.enter(int(old.id_K[group[0]]), whole[torch.tensor(group)].total())
+    if config.fits_prior and not over:
+        progress = _refit(roster, whole.total(), progress)
+    return roster.population(next_id, progress), moves, objective
 
 
-def _deaths(old: Population, count_K: Tensor, dying_K: Tensor) -> list[Move]:
-    return [
-        Move("death", (int(old.id_K[k]),), math.nan, True, f"{int(count_K[k])} rows, fewer than min_size")
-        for k in torch.nonzero(dying_K).flatten().tolist()
-    ]
+def _whole(sets: Moments, trial_J: Tensor, count: int) -> Moments:
+    """The clusters, both halves together."""
+    if len(trial_J) == 0:
+        return sets
+    whole = sets[torch.arange(count)]
+    for total, part in zip(whole.tensors().values(), sets.tensors().values(), strict=True):
+        total.index_add_(0, trial_J, part[count:])
+    return whole
 
 
-def _divide(roster: Roster, sweep: _Sweep, split_K: Tensor) -> int:
+def _advanced(progress: Progress, objective: float, tolerance: float) -> Progress:
+    """Less than the tolerance is rounding, which differs with the size of the blocks that were summed. A best that
+    was forgotten because the prior changed is taken anew, without starting the count again.
+    """
+    first = not math.isfinite(progress.best)
+    better = not first and objective - progress.best > tolerance * abs(progress.best)
+    stalled = 0 if better else progress.stalled + (0 if first else 1)
+    return replace(progress, objective=objective, best=max(progress.best, objective), stalled=stalled)
+
+
+def _refit(roster: Roster, total: Moments, progress: Progress) -> Progress:
+    """Fit the prior to the clusters when their number has changed since it was last fitted."""
+    count = len(roster.entries)
+    if abs(count - progress.fitted) <= _REFIT * progress.fitted:
+        return progress
+    roster.prior = fitted_prior(
+        roster.config, Moments.cat([entry.whole for entry in roster.entries]), total, roster.prior
+    )
+    return replace(progress, best=-math.inf, fitted=count)
+
+
+def _concentration(config: DPMConfig, old: Population, clusters: int, rows: float, rng: torch.Generator) -> float:
+    if not config.learn_concentration:
+        return old.concentration
+    if config.metropolis:
+        return sample_concentration(old.concentration, clusters, int(rows), rng)
+    return likeliest_concentration(clusters, int(rows))
+
+
+def _divide(roster: Roster, sweep: _Sweep, split: list[int]) -> int:
     next_id = sweep.old.next_id
-    for k in torch.nonzero(split_K).flatten().tolist():
-        children = sorted((sweep.first[torch.tensor([k])], sweep.second[torch.tensor([k])]), key=_rows, reverse=True)
-        roster.cut(int(sweep.old.id_K[k]), children[0], axis=0)
-        roster.cut(next_id, children[1], axis=0)
+    for j in split:
+        halves = (sweep.first[torch.tensor([j])], sweep.second[torch.tensor([j])])
+        larger, smaller = sorted(halves, key=lambda half: float(half.count_K[0]), reverse=True)
+        roster.enter(int(sweep.old.id_K[sweep.old.trial_J[j]]), larger)
+        roster.enter(next_id, smaller)
         next_id += 1
     return next_id
 
 
-def _rows(moments: Moments) -> float:
-    return float(moments.count_K[0])
-
-
-def _keep(roster: Roster, sweep: _Sweep, split_K: Tensor, merged: list[list[int]]) -> None:
-    """Clusters that neither split nor merged: subclusters go on, or are cut anew along the next axis when stale."""
-    gone = {k for group in merged for k in group} | set(torch.nonzero(split_K).flatten().tolist())
-    axes = min(sweep.config.axes, sweep.prior.dim)
-    for k in range(len(split_K)):
+def _keep(roster: Roster, sweep: _Sweep, gone: set[int], quiet: bool) -> None:
+    """Clusters that stay what they are: a trial goes on, or along the next axis when stale. New ones begin in quiet
+    sweeps only, when nothing else moves: until then the clusters are about to change.
+    """
+    old, axes = sweep.old, min(sweep.config.axes, sweep.old.prior.dim)
+    trial = {k: j for j, k in enumerate(old.trial_J.tolist())}
+    for k, identity in enumerate(old.id_K.tolist()):
         if k in gone:
             continue
-        one = torch.tensor([k])
-        age, axis, tried = int(sweep.old.age_K[k]) + 1, int(sweep.old.axis_K[k]), float(sweep.old.tried_K[k])
-        identity, whole = int(sweep.old.id_K[k]), sweep.clusters[one]
-        if axis >= axes and abs(_rows(whole) - tried) > _DRIFT * tried:
-            roster.cut(identity, whole, axis=0)
-        elif axis + 1 < axes and _stale(sweep, k, age):
-            roster.cut(identity, whole, axis=axis + 1)
+        whole, axis, tried = sweep.whole[torch.tensor([k])], int(old.axis_K[k]), float(old.tried_K[k])
+        rows = float(whole.count_K[0])
+        drifted = abs(rows - tried) > _DRIFT * tried
+        if k in trial:
+            entry = _on_trial(sweep, trial[k], Entry(identity, whole, axis, tried), axes)
+        elif quiet and not sweep.over and (axis < axes or drifted):
+            entry = Entry(identity, whole, axis if axis < axes else 0, rows, trial=True)
         else:
-            axis = axes if _stale(sweep, k, age) else axis
-            roster.go_on(identity, sweep.first[one], sweep.second[one], age=age, axis=axis, tried=tried)
+            entry = Entry(identity, whole, axis, tried)
+        roster.entries.append(entry)
 
 
-def _stale(sweep: _Sweep, k: int, age: int) -> bool:
-    """Subclusters that had their time without a split, or of which one is empty."""
-    return age >= sweep.config.patience or min(float(sweep.first.count_K[k]), float(sweep.second.count_K[k])) == 0
-
-
-def _neighbor_pairs(mean_KD: Tensor, neighbors: int) -> Tensor:
-    """Unordered pairs of each mean with its nearest others, each pair once, (P, 2) in ascending order."""
-    near_Kn = nearest_centroids_of(mean_KD.float(), min(neighbors, len(mean_KD) - 1))
-    left_P = torch.arange(len(mean_KD)).repeat_interleave(near_Kn.shape[1])
-    pair_P2 = torch.stack([left_P, near_Kn.flatten()], dim=1).sort(dim=1).values
-    unique_P2: Tensor = pair_P2.unique(dim=0)
-    return unique_P2
+def _on_trial(sweep: _Sweep, j: int, entry: Entry, axes: int) -> Entry:
+    index = torch.tensor([j])
+    halves = Moments.cat([sweep.first[index], sweep.second[index]])
+    age = int(sweep.old.age_J[j]) + 1
+    if age < sweep.config.patience and float(halves.count_K.min()) > 0:
+        return replace(entry, trial=True, age=age, halves=halves)
+    axis = entry.axis + 1
+    return replace(entry, axis=axis, trial=axis < axes and not sweep.over)

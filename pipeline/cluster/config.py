@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-
 from pydantic import Field
 
 from models.config import Config
 from models.dpm.config import DPMConfig
 from models.reduce import NoReduction, ReduceConfig
-from models.registry import ClustererConfig
+from models.registry import ALGORITHMS, ClustererConfig
 from models.umap_network import UMAPConfig
 from pipeline.cluster.fit import FitConfig
+from pipeline.train.checkpoints import fingerprint
+from pipeline.train.config import TrainConfig
 
 _WIDE = 32  # up to here Gaussians describe embeddings directly; beyond, distances lose contrast and UMAP restores it
 
@@ -25,6 +24,7 @@ class ClusterConfig(Config):
         None, description=f"umap for embeddings wider than {_WIDE}, none for narrower, when null"
     )
     fit: FitConfig = FitConfig()
+    train: TrainConfig = TrainConfig()
     memory_ceiling_bytes: int = Field(4 << 30, ge=1, description="embeddings beyond this are memory-mapped")
 
     def reduction(self, dim: int) -> ReduceConfig:
@@ -33,8 +33,23 @@ class ClusterConfig(Config):
             return self.reduce
         return UMAPConfig() if dim > _WIDE else NoReduction()
 
+    @property
+    def trained(self) -> bool:
+        """Whether the algorithm is trained by gradient, by `train`; others are fitted in passes, by `fit`."""
+        return ALGORITHMS[self.algorithm.kind].objective is not None
 
-def digest(config: Config) -> str:
-    """SHA-256 of the settings as canonical JSON."""
-    canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    @property
+    def workers(self) -> int:
+        """That take part in the fit; more than 1 need a Ray session."""
+        return self.train.workers if self.trained else self.fit.workers
+
+
+def digest(config: ClusterConfig) -> str:
+    """SHA-256 of the settings that the result depends on, as canonical JSON."""
+    settings = {
+        "algorithm": config.algorithm.model_dump(mode="json"),
+        "reduce": None if config.reduce is None else config.reduce.model_dump(mode="json"),
+        "fit": config.fit.outcome,  # of trained algorithms too: the reduction has its seed from there
+        "train": config.train.outcome if config.trained else None,
+    }
+    return fingerprint(**settings)

@@ -92,7 +92,7 @@ def reduction_of(table: Collection, config: ClusterConfig, version: int, on_prog
     dim = samples.properties.dimension
     settings = config.reduction(dim)
     if isinstance(settings, NoReduction):
-        return Reduction(fit_reducer(settings, torch.zeros(1, dim), config.fit.seed), None)
+        return _no_reduction(dim)
     wanted = _reduction_inputs(samples, settings, config, version)
     for path in table.artifacts.list():
         if path.name.startswith("reduction-") and (found := read_artifact(path)).manifest["inputs"] == wanted:
@@ -112,7 +112,7 @@ def reduction_of(table: Collection, config: ClusterConfig, version: int, on_prog
 
 def write_fit(table: Collection, config: ClusterConfig, version: int, reduction: Reduction, fit: Fit) -> Artifact:
     """Store parameters, statistics, settings and provenance of a fit; no clock, so equal fits are one artifact."""
-    manifest = {
+    manifest: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "table": table.samples.properties.model_dump(mode="json"),
         "samples_version": version,
@@ -123,7 +123,10 @@ def write_fit(table: Collection, config: ClusterConfig, version: int, reduction:
         "history": [[each.objective, each.clusters] for each in fit.history],
     }
     tensors = {f"model.{name}": value for name, value in fit.model.tensors().items()}
-    tensors |= {f"stats.{name}": value for name, value in fit.stats.tensors().items()}
+    if fit.stats is not None:
+        tensors |= {f"stats.{name}": value for name, value in fit.stats.tensors().items()}
+    if fit.scalars:
+        manifest["scalars"] = [dict(each) for each in fit.scalars]
     return table.artifacts.write(config.algorithm.kind, manifest, to_numpy(tensors))
 
 
@@ -132,15 +135,21 @@ def read_labeller(store: ArtifactStore, which: str) -> Labeller:
     artifact = store.read(which)
     needed = artifact.manifest.get("reduction")
     config = ClusterConfig.model_validate(_manifest_field(artifact, "config"))
-    if needed is None:
-        dim = TableProperties.model_validate(artifact.manifest["table"]).dimension
-        reduction = Reduction(fit_reducer(NoReduction(), torch.zeros(1, dim), 0), None)
-    else:
-        reduction = _reduction(store.read(needed))
+    dim = TableProperties.model_validate(artifact.manifest["table"]).dimension
+    reduction = _no_reduction(dim) if needed is None else _reduction(store.read(needed))
     tensors = {
         name.removeprefix("model."): value for name, value in artifact.tensors.items() if name.startswith("model.")
     }
     return Labeller(artifact, reduction, load(config.algorithm, to_torch(tensors)))
+
+
+def read_reduction(table: Collection, digest: str | None) -> Reduction:
+    """The reduction that the table keeps under `digest`; None for none. Raises TableError if it is missing."""
+    return (
+        _no_reduction(table.samples.properties.dimension)
+        if digest is None
+        else _reduction(table.artifacts.read(digest))
+    )
 
 
 def to_numpy(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
@@ -151,6 +160,10 @@ def to_numpy(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
 def to_torch(tensors: dict[str, np.ndarray]) -> dict[str, Tensor]:
     """Back from `pipeline.tables`; copied, since safetensors hands out read-only memory."""
     return {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
+
+
+def _no_reduction(dim: int) -> Reduction:
+    return Reduction(fit_reducer(NoReduction(), torch.zeros(1, dim), 0), None)
 
 
 def _reduction(artifact: Artifact) -> Reduction:

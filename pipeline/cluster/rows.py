@@ -7,25 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
-import torch
 from torch import Tensor
 
 from pipeline.progress import Progress, silent
-from pipeline.tables.samples import SamplesTable, embedding_matrix
+from pipeline.tables.samples import SampleFile, SamplesTable, embedding_matrix
+from pipeline.train.rows import Rows, as_tensor
 
-
-@dataclass(frozen=True)
-class Rows:
-    """float32 rows and their stable hashes, file by file in canonical order."""
-
-    x_ND: np.ndarray
-    row_N: np.ndarray  # int64
+__all__ = ["Rows", "as_tensor", "load_rows", "row_hashes"]
 
 
 def load_rows(
@@ -34,19 +27,21 @@ def load_rows(
     ceiling_bytes: int,
     transform: tuple[int, Callable[[Tensor], Tensor]] | None = None,
     on_progress: Progress = silent,
+    span: tuple[int, int] | None = None,
 ) -> Rows:
-    """Read every embedding once; `transform` is (d, map) applied file by file.
+    """Read every embedding once, or those of `span` (first row, row after the last) in canonical order.
 
-    Memory is N d float32, in an unnamed memory-mapped file beyond `ceiling_bytes`, and one data file beside it.
+    `transform` is (d, map) applied file by file. Memory is N d float32, in an unnamed memory-mapped file beyond
+    `ceiling_bytes`, and one data file beside it.
     """
-    files = samples.files(version=version)
-    count = sum(file.rows for file in files)
+    files = list(_cut(samples.files(version=version), span))
+    count = sum(last - first for _, first, last in files)
     dim = samples.properties.dimension if transform is None else transform[0]
     x_ND = _matrix(count, dim, ceiling_bytes)
     row_N = np.empty(count, np.int64)
     begin = 0
-    for done, file in enumerate(files):
-        table = samples.read(file, columns=["shard", "key", "embedding"])
+    for done, (file, first, last) in enumerate(files):
+        table = samples.read(file, columns=["shard", "key", "embedding"])[first:last]
         end = begin + table.num_rows
         x_ND[begin:end] = _mapped(embedding_matrix(table), transform)
         row_N[begin:end] = row_hashes(table)
@@ -65,9 +60,15 @@ def row_hashes(table: pa.Table) -> np.ndarray:
     return np.frombuffer(b"".join(hashes), dtype="<i8")
 
 
-def as_tensor(rows: np.ndarray) -> Tensor:
-    """A tensor over the same memory; read-only rows are copied, since torch has no read-only tensors."""
-    return torch.from_numpy(rows if rows.flags.writeable else np.array(rows))
+def _cut(files: Iterable[SampleFile], span: tuple[int, int] | None) -> Iterator[tuple[SampleFile, int, int]]:
+    """The files that hold rows of `span`, with the first of their rows and the one after the last."""
+    begin = 0
+    for file in files:
+        low, high = span or (begin, begin + file.rows)
+        first, last = max(low - begin, 0), min(high - begin, file.rows)
+        if first < last:
+            yield file, first, last
+        begin += file.rows
 
 
 def _mapped(x_nD: np.ndarray, transform: tuple[int, Callable[[Tensor], Tensor]] | None) -> np.ndarray:

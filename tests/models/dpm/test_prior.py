@@ -9,7 +9,17 @@ from scipy.stats import invgamma, multivariate_t, norm
 
 from models.clusterer import DataSummary
 from models.dpm.config import DPMConfig
-from models.dpm.prior import NIW, niw_from
+from models.dpm.prior import (
+    NIW,
+    Covariance,
+    Diagonal,
+    Prior,
+    Spherical,
+    Tied,
+    niw_from,
+    prior_from,
+    prior_of,
+)
 from models.errors import ShoalError
 from models.moments import moments_of_sets
 
@@ -73,3 +83,51 @@ def test_the_prior_scales_with_the_data() -> None:
     small = DataSummary(3, torch.zeros(2).double(), torch.eye(2).double(), torch.zeros(3, 2), 0)
     large = DataSummary(3, torch.zeros(2).double(), 100 * torch.eye(2).double(), torch.zeros(3, 2), 0)
     torch.testing.assert_close(niw_from(DPMConfig(), large).psi_DD, 100 * niw_from(DPMConfig(), small).psi_DD)
+
+
+def _summary(dim: int, variance: float = 1.0) -> DataSummary:
+    return DataSummary(
+        3, torch.full((dim,), 7.0).double(), variance * torch.eye(dim).double(), torch.zeros(3, dim), seed=0
+    )
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal", "spherical", "tied"])
+def test_every_default_expects_the_scale_of_the_data(kind: Covariance) -> None:
+    """psi over nu - D - 1 (full), nu - 2 (diagonal, spherical), or the covariance itself: 0.5 times the variance 4."""
+    tensors = prior_of(kind, _summary(3, 4.0), 0.5, 1.0, None).tensors()
+    expected_D = {
+        "full": lambda: tensors["psi_DD"].diagonal() / (tensors["kappa_nu"][1] - 4),
+        "diagonal": lambda: tensors["psi_D"] / (tensors["kappa_nu"][1] - 2),
+        "spherical": lambda: (tensors["kappa_nu_psi"][2] / (tensors["kappa_nu_psi"][1] - 2)).repeat(3),
+        "tied": lambda: tensors["covariance_DD"] @ torch.ones(3).double(),
+    }[kind]()
+    assert expected_D.tolist() == pytest.approx([2.0] * 3)
+    assert tensors["mean_D"].tolist() == [7.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"), [("full", NIW), ("diagonal", Diagonal), ("spherical", Spherical), ("tied", Tied)]
+)
+def test_the_config_says_which_family(kind: Covariance, family: type[Prior]) -> None:
+    assert type(prior_from(DPMConfig(covariance=kind), _summary(3))) is family
+
+
+def test_a_scale_of_null_starts_from_the_width_of_the_data() -> None:
+    null, one = (prior_from(DPMConfig(prior_scale=scale), _summary(3, 4.0)) for scale in (None, 1.0))
+    half = niw_from(DPMConfig(prior_scale=0.5), _summary(3, 4.0))
+    torch.testing.assert_close(null.tensors(), one.tensors())
+    torch.testing.assert_close(2 * half.psi_DD, null.tensors()["psi_DD"])
+
+
+@pytest.mark.parametrize(("kind", "least"), [("full", 2), ("diagonal", 0), ("spherical", 0), ("tied", 2)])
+def test_each_family_has_its_own_least_degrees(kind: Covariance, least: int) -> None:
+    with pytest.raises(ShoalError, match=f"prior_degrees is {least} but 3-d data need more than {least} for {kind}"):
+        prior_of(kind, _summary(3), 1.0, 1.0, least)
+    assert prior_of(kind, _summary(3), 1.0, 1.0, least + 0.01).dim == 3
+
+
+def test_a_prior_without_rows_or_scale_is_refused_in_a_sentence() -> None:
+    with pytest.raises(ShoalError, match="prior_rows is 0 but must be more than 0; 1 is one row"):
+        prior_of("full", _summary(3), 1.0, 0.0, None)
+    with pytest.raises(ShoalError, match="prior_scale is -1 but must be more than 0; 1 is the data's variance"):
+        prior_of("tied", _summary(3), -1.0, 1.0, None)

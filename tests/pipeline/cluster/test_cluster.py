@@ -1,26 +1,40 @@
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+from torch import Tensor, nn
 
+from models import kmeans
+from models.clusterer import DataSummary
 from models.dpm.config import DPMConfig
 from models.errors import ShoalError
 from models.gmm import GMMConfig
-from models.kmeans import KMeansConfig
+from models.kmeans import KMeans, KMeansConfig
+from models.objective import Batch, EpochEnd, Loss, Passes, Sum
 from models.reduce import NoReduction, PCAConfig
+from models.registry import ALGORITHMS
 from pipeline.cluster.assign import assign
 from pipeline.cluster.cluster import cluster
 from pipeline.cluster.config import ClusterConfig
+from pipeline.cluster.fit import FitConfig
 from pipeline.cluster.fitted import read_labeller
 from pipeline.cluster.published import published
 from pipeline.cluster.rows import load_rows, row_hashes
+from pipeline.cluster.source import TableRows
 from pipeline.evaluate.evaluate import EvaluateConfig, evaluate
 from pipeline.evaluate.exemplars import exemplars
+from pipeline.progress import Progress
 from pipeline.tables.collection import Collection
 from pipeline.tables.imports import import_files
+from pipeline.train.config import TrainConfig
 
 CORNERS = 20 * np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
 
@@ -165,6 +179,132 @@ def test_a_killed_publication_leaves_the_last_generation(table: Collection, monk
             cluster(table, ClusterConfig(algorithm=DPMConfig(concentration=3.0)))
     assert published(table).generation == first.generation
     assert not cluster(table, ClusterConfig(algorithm=DPMConfig(concentration=3.0))).skipped
+
+
+def _stopped_at(number: int) -> Progress:
+    def stop(step: str, done: int, total: int | None) -> None:
+        if (step, done) == ("fit", number):
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_a_stopped_fit_goes_on_and_leaves_nothing_behind(table: Collection, tmp_path: Path) -> None:
+    config = ClusterConfig(algorithm=GMMConfig(clusters=5, tolerance=0), fit=FitConfig(max_passes=6))
+    with pytest.raises(KeyboardInterrupt):
+        cluster(table, config, on_progress=_stopped_at(3))
+    (left,) = (table.path / "unfinished" / "gmm").iterdir()
+    passes: list[int] = []
+    summary = cluster(table, config, on_progress=lambda step, done, _: passes.append(done) if step == "fit" else None)
+    assert passes[0] == 4
+    assert summary.passes == passes[-1]
+    assert not left.parent.parent.exists()
+    shutil.copytree(tmp_path / "table", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "clusterings")
+    shutil.rmtree(tmp_path / "again" / "artifacts")
+    whole = cluster(Collection.open(tmp_path / "again"), config)
+    assert whole.generation.artifact == summary.generation.artifact
+
+
+def test_other_settings_and_other_rows_do_not_go_on_from_there(table: Collection, tmp_path: Path) -> None:
+    def begun(config: ClusterConfig) -> int:
+        passes: list[int] = []
+        with pytest.raises(KeyboardInterrupt):
+            cluster(table, config, on_progress=lambda *step: (passes.append(step[1]), _stopped_at(3)(*step)))
+        return next(number for number in passes if number)
+
+    first = ClusterConfig(algorithm=GMMConfig(clusters=5, tolerance=0))
+    begun(first)
+    begun(ClusterConfig(algorithm=GMMConfig(clusters=6, tolerance=0)))
+    import_files([_file(tmp_path, "c", 50, 7)], table.path)
+    begun(first)
+    assert len(list((table.path / "unfinished" / "gmm").iterdir())) == 3
+
+
+def test_how_a_fit_is_spread_is_no_new_clustering(table: Collection) -> None:
+    cluster(table, ClusterConfig(algorithm=KMeansConfig(clusters=4)))
+    spread = ClusterConfig(
+        algorithm=KMeansConfig(clusters=4), fit=FitConfig(threads=2, workers=2), memory_ceiling_bytes=1
+    )
+    assert cluster(table, spread).skipped
+    assert not cluster(table, ClusterConfig(algorithm=KMeansConfig(clusters=4), fit=FitConfig(seed=1))).skipped
+
+
+class _Gradient:
+    """k-means as an Objective: its centroids move between epochs, and its network learns nothing of use."""
+
+    def __init__(self, config: KMeansConfig) -> None:
+        self.model = KMeans(config, torch.zeros(0, 0), 0.0, 0.0)
+
+    def build(self, data: DataSummary) -> nn.Module:
+        self.model = kmeans.start(self.model.config, data)
+        return nn.Linear(data.dim, 1)
+
+    def groups(self, net: nn.Module) -> list[dict[str, Any]]:
+        return [{"params": list(net.parameters())}]
+
+    def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Sum) -> Loss:
+        return Loss(net(batch.x_BD).square().mean())
+
+    def after_backward(self, net: nn.Module, step: int) -> None: ...
+
+    def after_step(self, net: nn.Module, batch: Batch, step: int, reduce: Sum) -> None: ...
+
+    def on_start(self, net: nn.Module, passes: Passes) -> None: ...
+
+    def on_epoch_end(self, net: nn.Module, epoch: int, passes: Passes) -> EpochEnd:
+        update = self.model.maximize(passes.total(self.model.expect), torch.Generator())
+        assert isinstance(update.model, KMeans)
+        self.model = update.model
+        return EpochEnd(clusters=len(update.model.id_K), objective=update.objective, settled=update.settled)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.model.tensors()
+
+    def load(self, state: Mapping[str, Tensor], net: nn.Module) -> None:
+        self.model = kmeans.load(self.model.config, dict(state))
+
+    def clusterer(self, net: nn.Module) -> KMeans:
+        return self.model
+
+
+def test_a_trained_algorithm_is_published_like_a_fitted_one(
+    table: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ALGORITHMS, "kmeans", replace(ALGORITHMS["kmeans"], objective=_Gradient))
+    config = ClusterConfig(algorithm=KMeansConfig(clusters=4), train=TrainConfig(epochs=9))
+    steps: list[str] = []
+    summary = cluster(table, config, on_progress=lambda step, *_: steps.append(step))
+    assert "train" in steps
+    assert "fit" not in steps
+    assert (summary.clusters, summary.rows, summary.settled) == (4, 300, True)
+    assert not (table.path / "unfinished").exists()
+    manifest = published(table, "kmeans").labeller.artifact.manifest
+    assert len(manifest["scalars"]) == summary.passes
+    assert manifest["scalars"][0]["loss"] > 0
+    import_files([_file(tmp_path, "c", 50, 7)], table.path)
+    assert assign(table, name="kmeans").labelled == 50
+    scores = evaluate(table, "kmeans", EvaluateConfig())
+    assert scores.labels is not None
+    assert scores.labels.acc == 1.0
+    assert cluster(table, config.model_copy(update={"train": TrainConfig(epochs=9, workers=2)})).rows == 350
+
+
+def test_a_worker_reads_its_own_rows_of_a_table(table: Collection, tmp_path: Path) -> None:
+    source = TableRows(table.path, table.samples.version, None, 1 << 30)
+    whole = source.read(0, source.rows)
+    assert (source.rows, source.dim) == whole.x_ND.shape == (300, 3)
+    for begin, end in ((0, 100), (100, 160), (140, 300), (150, 300), (300, 300)):
+        part = source.read(begin, end)
+        np.testing.assert_array_equal(part.x_ND, whole.x_ND[begin:end])
+        np.testing.assert_array_equal(part.row_N, whole.row_N[begin:end])
+    saved = source.saved(tmp_path / "saved").read(0, 300)
+    np.testing.assert_array_equal(saved.x_ND, whole.x_ND)
+    np.testing.assert_array_equal(saved.row_N, whole.row_N)
+    before = source.fingerprint()
+    import_files([_file(tmp_path, "c", 50, 7)], table.path)
+    assert TableRows(table.path, source.version, None, 1).fingerprint() == before  # the version is what is read
+    assert TableRows(table.path, table.samples.version, None, 1).fingerprint() != before
 
 
 def test_rows_past_the_ceiling_are_memory_mapped_and_equal(table: Collection) -> None:

@@ -1,0 +1,109 @@
+"""The search on the sample before the first pass over all rows: sweeps until they settle, births, and again.
+
+A birth needs rows, which `maximize` never sees; the sample is at hand, and passes over it cost little. What is too small
+to be found in the sample is left to the splits of later passes.
+
+Shapes: M sampled rows, D dimensions, K clusters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from models.clusterer import DataSummary, Move
+from models.dpm.births import births
+from models.dpm.mixture import DPM
+from models.dpm.population import Progress, Roster
+from models.moments import moments_of_sets
+
+_ROUNDS = 100
+_SWEEPS = 12  # between births: enough to settle what matters, and a bound where it does not
+_FLAT = 1e-4  # relative change of the objective after which births are tried
+_FAILURES = 2  # attempts without a birth after which a cluster is whole, while it stays about the same
+_DRIFT = 0.02  # relative change of its size that makes it another
+_BLOCK_ROWS = 16_384
+
+
+@dataclass
+class _Opening:
+    """A search in progress."""
+
+    model: DPM
+    x_MD: Tensor
+    rng: torch.Generator
+    moves: list[Move] = field(default_factory=list)
+    failures: dict[int, tuple[int, int]] = field(default_factory=dict)  # id -> times, rows
+
+    def settle(self) -> None:
+        """Sweeps without trials, until the clusters stay about what they are."""
+        before = -torch.inf
+        for _ in range(_SWEEPS):
+            parts = [self.model.expect(x_mD, x_mD[:, 0]) for x_mD in self.x_MD.split(_BLOCK_ROWS)]
+            stats = parts[0]
+            for part in parts[1:]:
+                stats += part
+            update = self.model.swept(stats, self.rng, trials=False)
+            self.model = update.model  # type: ignore[assignment]
+            self.moves += update.moves
+            moved = any(move.accepted for move in update.moves)
+            if not moved and update.objective - before <= _FLAT * abs(update.objective):
+                return
+            before = update.objective
+
+    def bear(self) -> bool:
+        """Try births in every cluster that may have one; whether there was any."""
+        population = self.model.population
+        set_M = torch.cat([self.model.sets_of(x_mD)[0] for x_mD in self.x_MD.split(_BLOCK_ROWS)])
+        order_M = torch.argsort(set_M, stable=True)
+        next_id, ids, label_M, begin = population.next_id, population.id_K.tolist(), set_M.clone(), 0
+        labels = list(ids)
+        for k, rows in enumerate(torch.bincount(set_M, minlength=len(ids)).tolist()):
+            member_n = order_M[begin : begin + rows]
+            begin += rows
+            times, size = self.failures.get(ids[k], (0, rows))
+            if abs(rows - size) > _DRIFT * size:
+                times = 0
+            if times >= _FAILURES or rows < 2:
+                continue
+            found = births(population, k, self.x_MD[member_n], self.model.config.attempts, self.rng)
+            children = list(range(next_id, next_id + len(found.sets)))
+            self.moves += found.moves(ids[k], children, rows)
+            for child, index_n in zip(children, found.sets, strict=True):
+                label_M[member_n[index_n]] = len(labels)
+                labels.append(child)
+            next_id += len(children)
+            self.failures[ids[k]] = (0 if children else times + 1, rows)
+        if len(labels) == len(ids):
+            return False
+        self._enter(label_M, labels, next_id)
+        return True
+
+    def _enter(self, label_M: Tensor, labels: list[int], next_id: int) -> None:
+        population = self.model.population
+        sets = moments_of_sets(
+            self.x_MD, label_M, len(labels), population.prior.mean_D, diagonal=population.prior.diagonal
+        )
+        roster = Roster(self.model.config, population.prior, population.concentration)
+        for k, identity in enumerate(labels):
+            if sets.count_K[k] > 0:
+                roster.enter(identity, sets[torch.tensor([k])])
+        self.model = replace(self.model, population=roster.population(next_id, replace(population.progress, stalled=0)))
+
+
+def opened(model: DPM, data: DataSummary) -> DPM:
+    """The model after the search on the sample; the moves that led to it are its `opening`.
+
+    Sweeps cost what `expect` and `maximize` cost on M rows, births what `births` says. At most 100 rounds.
+    """
+    opening = _Opening(model, data.sample_MD, torch.Generator().manual_seed(data.seed))
+    for _ in range(_ROUNDS):
+        opening.settle()
+        if model.config.attempts == 0 or not opening.bear():
+            break
+    population = opening.model.population
+    # The sample's objective says nothing of all rows', and no cluster has been cut on all rows.
+    fresh = replace(Progress(), fitted=population.progress.fitted)
+    return replace(opening.model, population=replace(population, progress=fresh), opening=tuple(opening.moves))

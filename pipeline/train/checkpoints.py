@@ -1,0 +1,207 @@
+"""The second seam: numbered checkpoints in a folder, each of which is there whole or not at all.
+
+Number 0 is what a run began with, and stays; of the others the last two are kept.
+
+A checkpoint is a safetensors file and a JSON manifest that names it, with its size and SHA-256. The manifest appears
+last and by a rename, so that a checkpoint exists when its manifest does; what is damaged later is found by the digest.
+Under Ray Train the store is the same folder on storage that all machines share, and worker 0 alone writes to it.
+`ray.train.report` would do it too, but from its second call on it blocks for a health-check interval (2 s by default),
+and a checkpoint reported just before a crash is lost with it. Ray Train is left what it does well: to start workers,
+and to start them again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from models.errors import ShoalError
+from pipeline.train.world import World
+
+_KEEP = 2  # the newest, and the one before for the day that the newest is damaged
+_DIGITS = 9
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run continues from. `record` is JSON; NaN and infinity are allowed in it."""
+
+    number: int
+    record: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def fingerprint(**parts: Any) -> str:
+    """SHA-256 of canonical JSON: names what a run's result depends on."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class CheckpointStore:
+    """The checkpoints of one run, in a folder that holds nothing else. Picklable; the first one makes the folder."""
+
+    def __init__(self, folder: str | Path, fingerprint: str) -> None:
+        self.folder = Path(folder)
+        self._fingerprint = fingerprint
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint, on disk when this returns, and remove what is not needed any more.
+
+        Raises ShoalError when the folder cannot be written.
+        """
+        final = self._path(checkpoint.number)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tensors = self.folder / f"{final.stem}-{uuid4().hex}.safetensors"
+            safetensors.torch.save_file(_storable(checkpoint.tensors), tensors)
+            manifest = {
+                "fingerprint": self._fingerprint,
+                "number": checkpoint.number,
+                "tensors": tensors.name,
+                "bytes": tensors.stat().st_size,
+                "sha256": _sha256(tensors),
+                "record": checkpoint.record,
+            }
+            _sync(tensors)
+            self._publish(final, json.dumps(manifest))
+            self._clean()
+        except OSError as error:
+            raise ShoalError(
+                f"A checkpoint cannot be written to {self.folder} ({error}); make room or mend the folder, then run "
+                "again: what is there already is kept."
+            ) from error
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; one that is damaged is passed over. None when there is none.
+
+        Raises ShoalError when the folder holds checkpoints of another run.
+        """
+        return next((found for path in reversed(self._manifests()) if (found := self._read(path))), None)
+
+    def first(self) -> Checkpoint | None:
+        """Number 0, if it is there and whole. Raises ShoalError as `latest`."""
+        return self._read(self._path(0))
+
+    @property
+    def newest(self) -> int:
+        """The number of the newest checkpoint, whole or not; -1 when there is none. Cheap enough to be asked often."""
+        manifests = self._manifests()
+        return int(manifests[-1].stem) if manifests else -1
+
+    def remove(self) -> None:
+        """Forget the run."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _publish(self, final: Path, manifest: str) -> None:
+        scratch = self.folder / f"{final.stem}-{uuid4().hex}.tmp"
+        scratch.write_text(manifest)
+        _sync(scratch)
+        scratch.replace(final)
+        _sync(self.folder)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:0{_DIGITS}d}.json"
+
+    def _manifests(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("*.json") if path.stem.isdigit())
+
+    def _read(self, path: Path) -> Checkpoint | None:
+        try:
+            manifest = json.loads(path.read_text())
+            tensors = self.folder / Path(manifest["tensors"]).name
+            if (tensors.stat().st_size, _sha256(tensors)) != (manifest["bytes"], manifest["sha256"]):
+                return None
+            owner = str(manifest["fingerprint"])
+            found = Checkpoint(int(manifest["number"]), manifest["record"], safetensors.torch.load_file(tensors))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError):
+            return None
+        self._require_own(owner)
+        return found
+
+    def _require_own(self, found: str) -> None:
+        if found != self._fingerprint:
+            raise ShoalError(
+                f"The checkpoints in {self.folder} are of another run (fingerprint {found[:12]}, this one has "
+                f"{self._fingerprint[:12]}): its settings or rows differ; give another folder, or delete this one."
+            )
+
+    def _clean(self) -> None:
+        """Remove what is older than the last two, and what killed processes left behind up to there."""
+        manifests = self._manifests()
+        kept = [path for path in manifests if path == self._path(0) or path in manifests[-_KEEP:]]
+        needed = {path.name for path in kept} | {_tensors_of(path) for path in kept}
+        for path in self.folder.iterdir():
+            number = path.name[:_DIGITS]  # newer ones are being written by somebody at this moment
+            if path.name not in needed and number.isdigit() and int(number) <= int(kept[-1].stem):
+                path.unlink(missing_ok=True)
+
+
+def shared(found: Checkpoint | None, world: World) -> Checkpoint | None:
+    """Worker 0's checkpoint for all workers: another machine may see the folder as it was a moment ago."""
+    if world.size == 1:
+        return found
+    message = world.share(b"" if found is None else _pack(found))
+    return found if world.rank == 0 or not message else _unpack(message)
+
+
+def _pack(checkpoint: Checkpoint) -> bytes:
+    """A checkpoint as one message between workers."""
+    header = {"record": json.dumps([checkpoint.number, checkpoint.record])}
+    return safetensors.torch.save(_storable(checkpoint.tensors), header)
+
+
+def _unpack(message: bytes) -> Checkpoint:
+    """The inverse of `_pack`."""
+    size = int.from_bytes(message[:8], "little")
+    number, record = json.loads(json.loads(message[8 : 8 + size])["__metadata__"]["record"])
+    return Checkpoint(number, record, safetensors.torch.load(message))
+
+
+def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, each in memory of its own: safetensors refuses others."""
+    storable: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        here = tensor.detach().cpu()
+        memory = here.untyped_storage()
+        if memory.data_ptr() in seen or memory.nbytes() != here.nbytes or not here.is_contiguous():
+            here = here.clone(memory_format=torch.contiguous_format)
+        seen.add(memory.data_ptr())
+        storable[name] = here
+    return storable
+
+
+def _tensors_of(manifest: Path) -> str:
+    try:
+        return str(json.loads(manifest.read_text())["tensors"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have the disk keep what is written so far: a name may outlive a power cut that its content does not."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
