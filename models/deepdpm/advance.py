@@ -111,7 +111,8 @@ def _enter(search: Search, stats: NetStats, members: list[Member]) -> tuple[Sear
     axis_L = torch.tensor([member.axis for member in members])
     anew = torch.nonzero(anew_L).flatten()
     cut = cut_in_two(gaussians[anew], axis_L[anew])
-    half_K2D = search.prior.mode(stats.halves).mean_KD.view(-1, 2, search.prior.dim)
+    mean_HD = stats.halves.sum_KD / (search.prior.kappa + stats.halves.count_K)[:, None]
+    half_K2D = mean_HD.view(-1, 2, search.prior.dim)
     empty_K2 = stats.halves.count_K.view(-1, 2) < 1  # an empty half stays where it was, so that rows may come back
     half_K2D = torch.where(empty_K2[:, :, None], search.half_K2D, half_K2D)
     half_L2D = half_K2D[row_L]

@@ -27,7 +27,7 @@ from models.deepdpm.statistics import NetStats, net_statistics, occupancy
 from models.deepdpm.surgery import rebase, regrow, renew, resize
 from models.dpm.prior import NIW, niw_from
 from models.moments import Moments
-from models.objective import Batch, EpochEnd, Loss, Passes, Sum
+from models.objective import Batch, EpochEnd, Loss, Passes, Sum, Surgery
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class _Targets:
 
 
 class DeepDPMObjective:
-    """The clustering nets' losses, and a search that is advanced once per epoch.
+    """The clustering nets' losses, and a search that is advanced between epochs.
 
     A step costs O(B (K D^2 + H (D + K))); the end of an epoch one pass of O(N (H (D + K) + C D^2)) and O(K D^3).
     """
@@ -130,9 +130,7 @@ class DeepDPMObjective:
 
     def after_step(self, net: nn.Module, batch: Batch, step: int, reduce: Sum) -> None:
         """Counts the step; the mixture changes between epochs."""
-        targets = self._targets
-        self.search = replace(self.search, steps=self.search.steps + 1)
-        self._targets = targets
+        self._search = replace(self.search, steps=self.search.steps + 1)  # its targets stay what they are
 
     def on_start(self, net: nn.Module, passes: Passes) -> None:
         """Nothing: `build` has the first mixture."""
@@ -173,21 +171,22 @@ class DeepDPMObjective:
             surgery = regrow(net, after.row_L, after.log_share_L, after.anew_L)
             renew(net, torch.nonzero(after.anew_L).flatten(), after.cut, rng)
         if after.settled:
-            return self._without_ghosts(net, passes, after)
+            return self._without_ghosts(net, passes, after, surgery)
         return EpochEnd(surgery, after.moves, len(after.row_L), after.objective)
 
-    def _without_ghosts(self, net: DeepDPMNet, passes: Passes, after: Advance) -> EpochEnd:
+    def _without_ghosts(self, net: DeepDPMNet, passes: Passes, after: Advance, surgery: Surgery | None) -> EpochEnd:
         """The end, unless a cluster has no row under the mixture, which is what labels rows: then it dies first."""
         mixture = self.search.mixture
         count_K = passes.total(lambda x_ND, row_N: occupancy(mixture, x_ND)).count_K.cpu()
         living = torch.nonzero(count_K > 0).flatten()
         if len(living) == len(count_K):
-            return EpochEnd(None, after.moves, len(count_K), after.objective, settled=True)
+            return EpochEnd(surgery, after.moves, len(count_K), after.objective, settled=True)
         ghosts = mixture.id_K[count_K == 0].tolist()
         deaths = tuple(Move("death", (k,), math.nan, True, "no rows of its own in the mixture") for k in ghosts)
-        surgery = regrow(net, living, torch.zeros(len(living)), torch.zeros(len(living), dtype=torch.bool))
+        second = regrow(net, living, torch.zeros(len(living)), torch.zeros(len(living), dtype=torch.bool))
+        first = second.source if surgery is None else {name: row_K[living] for name, row_K in surgery.source.items()}
         self.search = self.search[living]
-        return EpochEnd(surgery, after.moves + deaths, len(living), after.objective)
+        return EpochEnd(Surgery(first), after.moves + deaths, len(living), after.objective)
 
     def _scale(self) -> float:
         return self._scale_of(self.search.prior)
@@ -196,9 +195,9 @@ class DeepDPMObjective:
         """The data's mean standard deviation."""
         return math.sqrt(float(prior.psi_DD.diagonal().mean()) / self.config.prior_scale)
 
-    def _rng(self, epochs: int) -> torch.Generator:
+    def _rng(self, step: int) -> torch.Generator:
         """The same on every worker and after a resume."""
-        return torch.Generator().manual_seed((self.seed * 1_000_003 + epochs) % 2**63)
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**63)
 
     def _current_targets(self, device: torch.device) -> _Targets:
         if self._targets is None:

@@ -37,6 +37,10 @@ class NetStats:
     def __add__(self, other: NetStats) -> NetStats:
         return NetStats(self.clusters + other.clusters, self.halves + other.halves, self.members + other.members)
 
+    def to(self, device: torch.device | str) -> NetStats:
+        """The same on another device."""
+        return NetStats(self.clusters.to(device), self.halves.to(device), self.members.to(device))
+
     def tensors(self) -> dict[str, Tensor]:
         """The summands by name."""
         return {f"{part}.{name}": value for part in _PARTS for name, value in getattr(self, part).tensors().items()}

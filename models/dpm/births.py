@@ -68,6 +68,21 @@ def births(population: Population, k: int, x_nD: Tensor, attempts: int, rng: tor
     return _accepted(population, x_nD, [member for each in found for member in _variants(population, x_nD, each)])
 
 
+def judged(population: Population, x_nD: Tensor, set_n: Tensor) -> Births:
+    """Whether the rows of one cluster, cut into these sets, are likelier so; the largest set stays the cluster."""
+    sets = int(set_n.max()) + 1
+    if sets < 2:
+        return Births([], [], 0, -torch.inf)
+    prior, alpha = population.prior, population.concentration
+    parts = _moments(prior, x_nD, set_n, sets)
+    gain = float(cluster_weight(prior, alpha, parts).sum() - cluster_weight(prior, alpha, parts.total())[0])
+    if gain <= 0:
+        return Births([], [], 1, gain)
+    largest = int(parts.count_K.argmax())
+    members = [torch.nonzero(set_n == k).flatten() for k in range(sets) if k != largest]
+    return Births(members, [gain] * len(members), 1, gain)
+
+
 def concentrate(whitened_nD: Tensor, seed: int, size: int) -> Tensor:
     """Bool mask of `size` rows around row `seed` whose own Gaussian stands out most from the standard normal."""
     rows, dim = whitened_nD.shape

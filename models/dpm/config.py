@@ -8,8 +8,9 @@ from pydantic import Field
 
 from models.config import Config
 
-_ROWS_PER_START = 2048  # sampled rows x dimensions per k-means cell that the search starts from
-_MOST_STARTS = 2048
+_LEAST_STARTS, _MOST_STARTS = 32, 2048  # k-means cells that the search starts from
+_SQUARES_PER_START = 2**16  # rows x dimensions^2 of the sample per cell, between these limits
+_ROWS_PER_START = 16
 _FLOATS_PER_ROW = 2**18  # multiplications that an E-step spends on a row before it is truncated
 _LEAST_CANDIDATES = 8
 
@@ -39,7 +40,9 @@ class DPMConfig(Config):
         None, description="nu, more than dimensions - 1; when null fitted with the scale, or dimensions + 2 beside one"
     )
     initial_clusters: int | None = Field(
-        None, ge=1, description="k-means cells that the search starts from; one per 2,048 sampled numbers when null"
+        None,
+        ge=1,
+        description="k-means cells that the search starts from; one per 65,536 / dimensions^2 sampled rows, 32 to 2,048, when null",
     )
     attempts: int = Field(6, ge=0, description="births tried in each cluster and size of the sample; 0 for none")
     min_size: int = Field(5, ge=2, description="rows that a cluster, or half of a split, must have")
@@ -70,7 +73,9 @@ class DPMConfig(Config):
         """
         if self.initial_clusters is not None:
             return min(self.initial_clusters, rows)
-        return max(1, min(_MOST_STARTS, rows * dim // _ROWS_PER_START, rows // 2))
+        return max(
+            1, min(_MOST_STARTS, max(_LEAST_STARTS, rows * dim**2 // _SQUARES_PER_START), rows // _ROWS_PER_START)
+        )
 
     def evaluated(self, dim: int) -> int:
         """C: clusters evaluated for each row."""

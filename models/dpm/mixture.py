@@ -104,13 +104,13 @@ class DPM:
     def assign(self, x_ND: Tensor) -> Assignment:
         """Maximum a posteriori cluster of each row; `score` is the log density of the row in its cluster."""
         check_dim(x_ND, self.dim)
-        joint_NC, component_NC = self._log_joint(x_ND)
+        joint_NC, component_NC = self.log_joint(x_ND)
         log_weight_K, id_K = (each.to(x_ND.device) for each in (self.population.log_weight_K, self.id_K))
         return posterior_assignment(joint_NC, component_NC, log_weight_K, id_K)
 
     def sets_of(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Set of each row as `Sums` numbers them, and the log joint density of its second best cluster."""
-        joint_NC, component_NC = self._log_joint(x_ND)
+        joint_NC, component_NC = self.log_joint(x_ND)
         cluster_N, runner_up_N = best_two(joint_NC)
         if component_NC is not None:
             cluster_N = component_NC.gather(1, cluster_N[:, None])[:, 0]
@@ -133,7 +133,7 @@ class DPM:
     def _cluster_of_set(self, device: torch.device) -> Tensor:
         return torch.cat([torch.arange(len(self.population)), self.population.trial_J]).to(device)
 
-    def _log_joint(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
+    def log_joint(self, x_ND: Tensor) -> tuple[Tensor, Tensor | None]:
         """Log of weight times density of every row in its candidates, (N, C), and which those are (None: all)."""
         population = self.population
         clusters, count = population.clusters.to(x_ND.device), len(population)

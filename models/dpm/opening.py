@@ -14,16 +14,21 @@ import torch
 from torch import Tensor
 
 from models.clusterer import DataSummary, Move
-from models.dpm.births import births
+from models.dpm.births import Births, births, judged
 from models.dpm.mixture import DPM
-from models.dpm.population import Progress, Roster
-from models.moments import moments_of_sets
+from models.dpm.population import Progress, Roster, newborn
+from models.dpm.prior import fitted_prior, spread_out, wide
+from models.moments import Moments, moments_of_sets, sparse_moments
+from models.neighbors import cells
 
 _ROUNDS = 100
 _SWEEPS = 12  # between births: enough to settle what matters, and a bound where it does not
 _FLAT = 1e-4  # relative change of the objective after which births are tried
 _FAILURES = 2  # attempts without a birth after which a cluster is whole, while it stays about the same
 _DRIFT = 0.02  # relative change of its size that makes it another
+_CONDENSATIONS = 30
+_CONDENSED = 0.01  # nats per row that a step must gain for another to follow
+_LEAST_SHARE = 0.01  # responsibilities below move nothing
 _BLOCK_ROWS = 16_384
 
 
@@ -53,6 +58,41 @@ class _Opening:
                 return
             before = update.objective
 
+    def condense(self) -> None:
+        """Soft expectation-maximisation with the number of cells as it is.
+
+        Cells of k-means are round, whatever lies in them: merged now, cells of clusters that overlap would all become
+        one. Responsibilities let each cell follow the cluster that it has most of, and only then are they compared.
+        """
+        before = -torch.inf
+        for _ in range(_CONDENSATIONS):
+            log_density, sets = self._soft()
+            sets = sets[sets.count_K > 1]
+            population = self.model.population
+            prior = spread_out(fitted_prior(self.model.config, sets, sets.total(), population.prior))
+            roster = Roster(self.model.config, prior, population.concentration)
+            for k in range(len(sets)):
+                roster.enter(k, sets[torch.tensor([k])])
+            self.model = replace(self.model, population=roster.population(len(sets), population.progress))
+            if log_density - before < _CONDENSED:
+                return
+            before = log_density
+
+    def _soft(self) -> tuple[float, Moments]:
+        """Mean log density of the rows, and Moments weighted by responsibilities."""
+        origin_D, total, sets = self.model.population.prior.mean_D, 0.0, None
+        for x_mD in self.x_MD.split(_BLOCK_ROWS):
+            joint_mC, component_mC = self.model.log_joint(x_mD)
+            evidence_m = joint_mC.logsumexp(dim=1)
+            total += float(evidence_m.sum())
+            share_mC = (joint_mC - evidence_m[:, None]).exp_()
+            row_E, column_E = torch.nonzero(share_mC > _LEAST_SHARE, as_tuple=True)
+            set_E = column_E if component_mC is None else component_mC[row_E, column_E]
+            part = sparse_moments(x_mD, row_E, set_E, share_mC[row_E, column_E], len(self.model.population), origin_D)
+            sets = part if sets is None else sets + part
+        assert sets is not None  # noqa: S101  a sample has rows
+        return total / len(self.x_MD), sets
+
     def bear(self) -> bool:
         """Try births in every cluster that may have one; whether there was any."""
         population = self.model.population
@@ -68,7 +108,9 @@ class _Opening:
                 times = 0
             if times >= _FAILURES or rows < 2:
                 continue
-            found = births(population, k, self.x_MD[member_n], self.model.config.attempts, self.rng)
+            found = self._regrown(self.x_MD[member_n])
+            if not found.sets:
+                found = births(population, k, self.x_MD[member_n], self.model.config.attempts, self.rng)
             children = list(range(next_id, next_id + len(found.sets)))
             self.moves += found.moves(ids[k], children, rows)
             for child, index_n in zip(children, found.sets, strict=True):
@@ -80,6 +122,20 @@ class _Opening:
             return False
         self._enter(label_M, labels, next_id)
         return True
+
+    def _regrown(self, x_nD: Tensor) -> Births:
+        """The rows of one cluster searched by themselves, from many cells under the prior of all."""
+        config, population = self.model.config, self.model.population
+        count = config.starts(len(x_nD), x_nD.shape[1]) if config.initial_clusters is None else 1
+        if count < 2:
+            return judged(population, x_nD, torch.zeros(len(x_nD), dtype=torch.int64))
+        cell_n = cells(x_nD, count, int(torch.randint(2**31, (1,), generator=self.rng)))
+        sets = moments_of_sets(x_nD, cell_n, count, population.prior.mean_D, diagonal=population.prior.diagonal)
+        fixed = config.model_copy(update={"prior_scale": 1.0})
+        alone = _Opening(DPM(fixed, newborn(fixed, population.prior, sets[sets.count_K > 0])), x_nD, self.rng)
+        alone.settle()
+        set_n = torch.cat([alone.model.sets_of(x_mD)[0] for x_mD in x_nD.split(_BLOCK_ROWS)])
+        return judged(population, x_nD, set_n.unique(return_inverse=True)[1])
 
     def _enter(self, label_M: Tensor, labels: list[int], next_id: int) -> None:
         population = self.model.population
@@ -99,6 +155,8 @@ def opened(model: DPM, data: DataSummary) -> DPM:
     Sweeps cost what `expect` and `maximize` cost on M rows, births what `births` says. At most 100 rounds.
     """
     opening = _Opening(model, data.sample_MD, torch.Generator().manual_seed(data.seed))
+    if model.config.fits_prior and model.config.covariance == "full" and wide(model.population.prior, data.variance):
+        opening.condense()
     for _ in range(_ROUNDS):
         opening.settle()
         if model.config.attempts == 0 or not opening.bear():

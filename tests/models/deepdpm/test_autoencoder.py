@@ -22,7 +22,7 @@ from pipeline.train.config import TrainConfig
 from pipeline.train.result import Fit
 from pipeline.train.trainer import train
 
-CLUSTERS = DeepDPMConfig(warmup=60, update=14, interval=60, freeze=30, axes=1, prior_scale=0.3)
+CLUSTERS = DeepDPMConfig(initial_clusters=1, warmup=60, update=14, interval=60, freeze=30, axes=1, prior_scale=0.3)
 CONFIG = AutoencodedDeepDPMConfig(
     clusters=CLUSTERS, widths=(64,), code=6, pretrain=200, features=60, cluster=600, turns=2, learning_rate=3e-3
 )

@@ -28,7 +28,7 @@ from pipeline.train.config import TrainConfig
 from pipeline.train.result import Fit
 from pipeline.train.trainer import train
 
-FAST = DeepDPMConfig(warmup=80, update=8, interval=40, freeze=20, axes=2)
+FAST = DeepDPMConfig(initial_clusters=1, warmup=80, update=8, interval=40, freeze=20, axes=2)
 
 
 def planted(rows: int, clusters: int = 8, dim: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -73,7 +73,9 @@ def test_eight_blobs_are_found_from_one_cluster_and_from_twenty(start: int, dive
     fit = fitted(config, x_ND)
     assert fit.settled
     assert fit.history[-1].clusters == 8
-    assert adjusted_rand_score(label_N, fit.model.assign(x_ND).cluster_N) == 1
+    found = fit.model.assign(x_ND).cluster_N
+    assert adjusted_rand_score(label_N, found) == 1
+    assert found.unique().tolist() == fit.model.id_K.sort().values.tolist()
     assert len([move for _, move in fit.moves if move.accepted]) >= abs(8 - start)
 
 
@@ -152,6 +154,11 @@ def test_a_loss_is_a_mean_over_rows_and_trains_each_net_by_its_own_part() -> Non
     torch.testing.assert_close(whole, 0.25 * first + 0.75 * second, rtol=1e-5, atol=1e-5)
     one_loss(objective, net, x_ND).backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in net.parameters())
+
+
+@pytest.mark.parametrize(("asked", "rows", "cells"), [(None, 70_000, 32), (None, 800, 16), (None, 3, 1), (5, 100, 2)])
+def test_the_first_cells_are_no_more_than_the_rows_allow(asked: int | None, rows: int, cells: int) -> None:
+    assert DeepDPMConfig(initial_clusters=asked).starts(rows) == cells
 
 
 def test_is_an_objective() -> None:
@@ -240,6 +247,34 @@ def test_empty_clusters_die_at_once() -> None:
     ]
     assert after.row_L.tolist() == [1]
     assert after.search.mixture.id_K.tolist() == [1]
+
+
+def test_a_search_does_not_end_with_a_cluster_that_labels_no_row() -> None:
+    x_ND, _ = planted(300, clusters=3)
+    objective, net = trained(x_ND, 8, FAST.model_copy(update={"initial_clusters": 3, "warmup": 10**6}))
+    kept = (FAST.axes,) * 3
+    search = replace(due(objective.search), frozen=0, stalled=99, best=1e12, axis_K=torch.tensor(kept))
+    mixture = search.mixture
+    objective.search = replace(search, mixture=mixture, frozen=0)
+    ending = objective.on_epoch_end(net, 8, Held(x_ND))
+    assert (ending.settled, ending.clusters) == (True, 3)
+
+    class Elsewhere(Held):
+        """The networks see three clusters, the mixture's labels leave one of them empty."""
+
+        def total(self, expect: Callable[[Tensor, Tensor], object]) -> object:
+            stats = super().total(expect)
+            return (
+                replace(stats, count_K=stats.count_K * torch.tensor([1, 0, 1])) if hasattr(stats, "count_K") else stats
+            )
+
+    objective.search = replace(search, mixture=mixture)
+    ending = objective.on_epoch_end(net, 8, Elsewhere(x_ND))
+    assert (ending.settled, ending.clusters) == (False, 2)
+    assert [(move.kind, move.clusters) for move in ending.moves if move.accepted] == [("death", (1,))]
+    assert len(net.last.bias) == len(objective.search.mixture.id_K) == 2
+    assert ending.surgery is not None
+    assert ending.surgery.source["last.weight"].tolist() == [0, 2]
 
 
 def test_metropolis_takes_a_losing_move_at_the_rate_it_deserves() -> None:
