@@ -12,8 +12,12 @@ from torch import Tensor
 from models import gmm, kmeans
 from models.clusterer import Clusterer, DataSummary
 from models.config import Config
+from models.deepdpm import model as deepdpm
+from models.deepdpm.config import DeepDPMConfig
+from models.deepdpm.objective import DeepDPMObjective
 from models.dpm import mixture as dpm
 from models.dpm.config import DPMConfig
+from models.errors import ShoalError
 from models.gmm import GMMConfig
 from models.kmeans import KMeansConfig
 from models.objective import Objective
@@ -24,7 +28,7 @@ class Algorithm:
     """A Clusterer's settings, its first model, and the way back from its tensors."""
 
     config: type[Config]
-    start: Callable[[Any, DataSummary], Clusterer]
+    start: Callable[[Any, DataSummary], Clusterer] | None  # None where it is trained
     load: Callable[[Any, dict[str, Tensor]], Clusterer]
     objective: Callable[[Any], Objective] | None = None  # where it is trained by gradient, from its settings
 
@@ -33,9 +37,10 @@ ALGORITHMS: dict[str, Algorithm] = {
     "kmeans": Algorithm(KMeansConfig, kmeans.start, kmeans.load),
     "gmm": Algorithm(GMMConfig, gmm.start, gmm.load),
     "dpm": Algorithm(DPMConfig, dpm.start, dpm.load),
+    "deepdpm": Algorithm(DeepDPMConfig, None, deepdpm.load, DeepDPMObjective),
 }
 
-ClustererConfig = Annotated[KMeansConfig | GMMConfig | DPMConfig, Field(discriminator="kind")]
+ClustererConfig = Annotated[KMeansConfig | GMMConfig | DPMConfig | DeepDPMConfig, Field(discriminator="kind")]
 
 
 def start(config: ClustererConfig, data: DataSummary) -> Clusterer:
@@ -43,7 +48,10 @@ def start(config: ClustererConfig, data: DataSummary) -> Clusterer:
 
     Raises ShoalError when the data cannot be fitted with these settings (fewer rows than clusters).
     """
-    return ALGORITHMS[config.kind].start(config, data)
+    begin = ALGORITHMS[config.kind].start
+    if begin is None:
+        raise ShoalError(f"{config.kind} is trained by gradient, not fitted in passes; cluster a table with it.")
+    return begin(config, data)
 
 
 def load(config: ClustererConfig, tensors: dict[str, Tensor]) -> Clusterer:

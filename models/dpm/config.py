@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from models.config import Config
+from models.dpm.grouping import GroupingConfig
 
 _LEAST_STARTS, _MOST_STARTS = 32, 2048  # k-means cells that the search starts from
 _SQUARES_PER_START = 2**16  # rows x dimensions^2 of the sample per cell, between these limits
@@ -42,7 +43,7 @@ class DPMConfig(Config):
     initial_clusters: int | None = Field(
         None,
         ge=1,
-        description="k-means cells that the search starts from; one per 65,536 / dimensions^2 sampled rows, 32 to 2,048, when null",
+        description="k-means cells that the search starts from; when null, 32 to 2,048 by rows and dimensions",
     )
     attempts: int = Field(6, ge=0, description="births tried in each cluster and size of the sample; 0 for none")
     min_size: int = Field(5, ge=2, description="rows that a cluster, or half of a split, must have")
@@ -51,6 +52,9 @@ class DPMConfig(Config):
     merge_neighbors: int = Field(3, ge=1, description="nearest other clusters that a merge is tried with")
     candidates: int | None = Field(
         None, ge=2, description="nearest clusters evaluated for each row; when null 262,144 / dimensions^2, at least 8"
+    )
+    grouping: GroupingConfig | None = Field(
+        GroupingConfig(), description="how components become clusters; null makes each component a cluster"
     )
     metropolis: bool = Field(False, description="accept a move with probability min(1, H) instead of when H > 1")
     tolerance: float = Field(1e-6, gt=0, description="relative change of the objective that counts as none")

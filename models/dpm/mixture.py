@@ -10,6 +10,7 @@ labels, so that a sweep is deterministic.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import cast
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from models.clusterer import Assignment, DataSummary, Move, Stats, Update, check_dim
 from models.dpm.config import DPMConfig
+from models.dpm.grouping import GroupingConfig, grouped
 from models.dpm.population import Population, newborn
 from models.dpm.prior import fitted_prior, prior_from
 from models.dpm.sweep import Sums, next_population
@@ -27,6 +29,11 @@ from models.moments import Moments, moments_of_sets
 from models.neighbors import cells, nearest
 from models.posterior import best_two, posterior_assignment
 
+_GROUP_ROWS = 16_384  # of the sample, in which components are grouped
+_WHY = {
+    "continuity": "components of one cluster: they overlap, and the valley between them is {:.2f} nats deep",
+    "shade": "components of one cluster: at this resolution the smaller is part of the larger ({:.2f} nats)",
+}
 _DOUBLE = 2**14  # K D^2 up to which float64 costs nothing that matters
 
 
@@ -65,12 +72,14 @@ class DPM:
 
     config: DPMConfig
     population: Population
+    sample_MD: Tensor  # float32, the rows in which components are grouped
+    cluster_K: Tensor | None = None  # id of each component's cluster, once the search has settled
     opening: tuple[Move, ...] = ()  # moves made before the first pass, on the sample; told with the first update
 
     @property
     def id_K(self) -> Tensor:
-        """Stable ids; the larger child of a split keeps its parent's."""
-        return self.population.id_K
+        """Stable ids of clusters, that of the largest component; a split's larger child keeps its parent's."""
+        return self.population.id_K if self.cluster_K is None else self.cluster_K
 
     @property
     def dim(self) -> int:
@@ -92,14 +101,36 @@ class DPM:
         """One sweep of the search, then the parameters of what is left."""
         return self.swept(cast(DPMStats, stats), rng, trials=True)
 
-    def swept(self, stats: DPMStats, rng: torch.Generator, *, trials: bool) -> Update:
+    def swept(self, stats: DPMStats, rng: torch.Generator, *, trials: bool, moves: bool = True) -> Update:
         """`maximize`, without new subclusters where `trials` is false."""
         sums = Sums(stats.sets.to("cpu"), stats.runner_up_K.cpu())
-        population, moves, objective = next_population(self.config, self.population, sums, rng, trials=trials)
+        population, made, objective = next_population(
+            self.config, self.population, sums, rng, trials=trials, moves=moves
+        )
         change = abs(objective - self.population.progress.objective)
-        idle = len(population.trial_J) == 0 and not any(move.accepted for move in moves)
+        idle = len(population.trial_J) == 0 and not any(move.accepted for move in made)
         settled = idle and change <= self.config.tolerance * abs(objective)
-        return Update(replace(self, population=population, opening=()), (*self.opening, *moves), objective, settled)
+        model = replace(self, population=population, cluster_K=None, opening=())
+        if settled and self.config.grouping is not None:
+            model, joins = model.grouped(self.config.grouping)
+            made += joins
+        return Update(model, (*self.opening, *made), objective, settled)
+
+    def grouped(self, config: GroupingConfig) -> tuple[DPM, list[Move]]:
+        """The same mixture with its components grouped into clusters, and what was joined why."""
+        population, id_K = self.population, self.population.id_K
+        component_M = torch.cat([self.sets_of(x_mD)[0] for x_mD in self.sample_MD.split(_GROUP_ROWS)])
+        found = grouped(population.log_weight_K.exp(), population.clusters, self.sample_MD, component_M, config)
+        cluster_K = id_K.clone()
+        for group in range(int(found.cluster_K.max()) + 1):
+            members = torch.nonzero(found.cluster_K == group).flatten()
+            cluster_K[members] = id_K[members[population.log_weight_K[members].argmax()]]
+        moves = []
+        for join in found.joins:
+            if join.applied:
+                ids = (int(id_K[join.left]), int(id_K[join.right]))
+                moves.append(Move("merge", ids, math.nan, True, _WHY[join.kind].format(join.height)))
+        return replace(self, cluster_K=cluster_K), moves
 
     def assign(self, x_ND: Tensor) -> Assignment:
         """Maximum a posteriori cluster of each row; `score` is the log density of the row in its cluster."""
@@ -127,8 +158,9 @@ class DPM:
         return set_N, runner_up_N
 
     def tensors(self) -> dict[str, Tensor]:
-        """Prior and population; `load` restores the same model from them."""
-        return self.population.tensors()
+        """Prior, population and sample; `load` restores the same model from them."""
+        tensors = self.population.tensors() | {"sample_MD": self.sample_MD}
+        return tensors if self.cluster_K is None else tensors | {"cluster_K": self.cluster_K}
 
     def _cluster_of_set(self, device: torch.device) -> Tensor:
         return torch.cat([torch.arange(len(self.population)), self.population.trial_J]).to(device)
@@ -171,9 +203,10 @@ def start(config: DPMConfig, data: DataSummary) -> DPM:
     sets = sets[sets.count_K > 0]
     if config.fits_prior:
         prior = fitted_prior(config, sets, sets.total(), prior)
-    return opened(DPM(config, newborn(config, prior, sets)), data)
+    return opened(DPM(config, newborn(config, prior, sets), data.sample_MD[:_GROUP_ROWS].clone()), data)
 
 
 def load(config: DPMConfig, tensors: dict[str, Tensor]) -> DPM:
     """The model that `tensors()` described."""
-    return DPM(config, Population.from_tensors(config, tensors))
+    population = Population.from_tensors(config, tensors)
+    return DPM(config, population, tensors["sample_MD"], tensors.get("cluster_K"))

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from models.clusterer import DataSummary, Move
 from models.dpm.births import Births, births, judged
-from models.dpm.mixture import DPM
+from models.dpm.mixture import DPM, DPMStats
 from models.dpm.population import Progress, Roster, newborn
-from models.dpm.prior import fitted_prior, spread_out, wide
-from models.moments import Moments, moments_of_sets, sparse_moments
+from models.dpm.prior import wide
+from models.moments import moments_of_sets
 from models.neighbors import cells
 
 _ROUNDS = 100
@@ -26,9 +26,8 @@ _SWEEPS = 12  # between births: enough to settle what matters, and a bound where
 _FLAT = 1e-4  # relative change of the objective after which births are tried
 _FAILURES = 2  # attempts without a birth after which a cluster is whole, while it stays about the same
 _DRIFT = 0.02  # relative change of its size that makes it another
-_CONDENSATIONS = 30
+_CONDENSATIONS = 25
 _CONDENSED = 0.01  # nats per row that a step must gain for another to follow
-_LEAST_SHARE = 0.01  # responsibilities below move nothing
 _BLOCK_ROWS = 16_384
 
 
@@ -46,11 +45,7 @@ class _Opening:
         """Sweeps without trials, until the clusters stay about what they are."""
         before = -torch.inf
         for _ in range(_SWEEPS):
-            parts = [self.model.expect(x_mD, x_mD[:, 0]) for x_mD in self.x_MD.split(_BLOCK_ROWS)]
-            stats = parts[0]
-            for part in parts[1:]:
-                stats += part
-            update = self.model.swept(stats, self.rng, trials=False)
+            update = self.model.swept(self._stats(), self.rng, trials=False)
             self.model = update.model  # type: ignore[assignment]
             self.moves += update.moves
             moved = any(move.accepted for move in update.moves)
@@ -59,39 +54,25 @@ class _Opening:
             before = update.objective
 
     def condense(self) -> None:
-        """Soft expectation-maximisation with the number of cells as it is.
+        """Sweeps with the cells' number as it is, the prior fitted anew in each.
 
-        Cells of k-means are round, whatever lies in them: merged now, cells of clusters that overlap would all become
-        one. Responsibilities let each cell follow the cluster that it has most of, and only then are they compared.
+        Cells of k-means are round, whatever lies in them: judged at once, cells of clusters that overlap would die or
+        merge before they take the shape of what they have most of.
         """
         before = -torch.inf
         for _ in range(_CONDENSATIONS):
-            log_density, sets = self._soft()
-            sets = sets[sets.count_K > 1]
-            population = self.model.population
-            prior = spread_out(fitted_prior(self.model.config, sets, sets.total(), population.prior))
-            roster = Roster(self.model.config, prior, population.concentration)
-            for k in range(len(sets)):
-                roster.enter(k, sets[torch.tensor([k])])
-            self.model = replace(self.model, population=roster.population(len(sets), population.progress))
-            if log_density - before < _CONDENSED:
+            update = self.model.swept(self._stats(), self.rng, trials=False, moves=False)
+            self.model = update.model  # type: ignore[assignment]
+            if update.objective - before < _CONDENSED * len(self.x_MD):
                 return
-            before = log_density
+            before = update.objective
 
-    def _soft(self) -> tuple[float, Moments]:
-        """Mean log density of the rows, and Moments weighted by responsibilities."""
-        origin_D, total, sets = self.model.population.prior.mean_D, 0.0, None
-        for x_mD in self.x_MD.split(_BLOCK_ROWS):
-            joint_mC, component_mC = self.model.log_joint(x_mD)
-            evidence_m = joint_mC.logsumexp(dim=1)
-            total += float(evidence_m.sum())
-            share_mC = (joint_mC - evidence_m[:, None]).exp_()
-            row_E, column_E = torch.nonzero(share_mC > _LEAST_SHARE, as_tuple=True)
-            set_E = column_E if component_mC is None else component_mC[row_E, column_E]
-            part = sparse_moments(x_mD, row_E, set_E, share_mC[row_E, column_E], len(self.model.population), origin_D)
-            sets = part if sets is None else sets + part
-        assert sets is not None  # noqa: S101  a sample has rows
-        return total / len(self.x_MD), sets
+    def _stats(self) -> DPMStats:
+        parts = (self.model.expect(x_mD, x_mD[:, 0]) for x_mD in self.x_MD.split(_BLOCK_ROWS))
+        stats = next(parts)
+        for part in parts:
+            stats += part
+        return stats
 
     def bear(self) -> bool:
         """Try births in every cluster that may have one; whether there was any."""
@@ -131,8 +112,8 @@ class _Opening:
             return judged(population, x_nD, torch.zeros(len(x_nD), dtype=torch.int64))
         cell_n = cells(x_nD, count, int(torch.randint(2**31, (1,), generator=self.rng)))
         sets = moments_of_sets(x_nD, cell_n, count, population.prior.mean_D, diagonal=population.prior.diagonal)
-        fixed = config.model_copy(update={"prior_scale": 1.0})
-        alone = _Opening(DPM(fixed, newborn(fixed, population.prior, sets[sets.count_K > 0])), x_nD, self.rng)
+        fixed = config.model_copy(update={"prior_scale": 1.0, "grouping": None})
+        alone = _Opening(DPM(fixed, newborn(fixed, population.prior, sets[sets.count_K > 0]), x_nD[:1]), x_nD, self.rng)
         alone.settle()
         set_n = torch.cat([alone.model.sets_of(x_mD)[0] for x_mD in x_nD.split(_BLOCK_ROWS)])
         return judged(population, x_nD, set_n.unique(return_inverse=True)[1])

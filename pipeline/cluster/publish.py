@@ -90,9 +90,9 @@ def assignment_table(rows: pa.Table, assignment: Assignment) -> pa.Table:
 def cluster_table(generation: int, tally: Tally, moves: Iterable[tuple[int, Move]], *, kept: set[int]) -> pa.Table:
     """Rows of CLUSTERS: every cluster with rows. One that `kept` names was there before; others were born.
 
-    A born cluster's parent is the one it was split from during the fit, with that split's log Hastings ratio.
+    A born cluster's parent is the one it left during the fit, by split or birth, with that move's log Hastings ratio.
     """
-    origin = {move.clusters[1]: move for _, move in moves if move.kind == "split" and move.accepted}
+    origin = {move.clusters[1]: move for _, move in moves if move.kind in ("split", "birth") and move.accepted}
     rows = []
     for cluster in sorted(tally.sizes):
         split = origin.get(cluster)
