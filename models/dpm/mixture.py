@@ -101,12 +101,10 @@ class DPM:
         """One sweep of the search, then the parameters of what is left."""
         return self.swept(cast(DPMStats, stats), rng, trials=True)
 
-    def swept(self, stats: DPMStats, rng: torch.Generator, *, trials: bool, moves: bool = True) -> Update:
+    def swept(self, stats: DPMStats, rng: torch.Generator, *, trials: bool) -> Update:
         """`maximize`, without new subclusters where `trials` is false."""
         sums = Sums(stats.sets.to("cpu"), stats.runner_up_K.cpu())
-        population, made, objective = next_population(
-            self.config, self.population, sums, rng, trials=trials, moves=moves
-        )
+        population, made, objective = next_population(self.config, self.population, sums, rng, trials=trials)
         change = abs(objective - self.population.progress.objective)
         idle = len(population.trial_J) == 0 and not any(move.accepted for move in made)
         settled = idle and change <= self.config.tolerance * abs(objective)

@@ -17,7 +17,6 @@ from models.clusterer import DataSummary, Move
 from models.dpm.births import Births, births, judged
 from models.dpm.mixture import DPM, DPMStats
 from models.dpm.population import Progress, Roster, newborn
-from models.dpm.prior import wide
 from models.moments import moments_of_sets
 from models.neighbors import cells
 
@@ -26,8 +25,7 @@ _SWEEPS = 12  # between births: enough to settle what matters, and a bound where
 _FLAT = 1e-4  # relative change of the objective after which births are tried
 _FAILURES = 2  # attempts without a birth after which a cluster is whole, while it stays about the same
 _DRIFT = 0.02  # relative change of its size that makes it another
-_CONDENSATIONS = 25
-_CONDENSED = 0.01  # nats per row that a step must gain for another to follow
+_LARGE = 8  # rows per dimension of a large cell
 _BLOCK_ROWS = 16_384
 
 
@@ -53,20 +51,6 @@ class _Opening:
                 return
             before = update.objective
 
-    def condense(self) -> None:
-        """Sweeps with the cells' number as it is, the prior fitted anew in each.
-
-        Cells of k-means are round, whatever lies in them: judged at once, cells of clusters that overlap would die or
-        merge before they take the shape of what they have most of.
-        """
-        before = -torch.inf
-        for _ in range(_CONDENSATIONS):
-            update = self.model.swept(self._stats(), self.rng, trials=False, moves=False)
-            self.model = update.model  # type: ignore[assignment]
-            if update.objective - before < _CONDENSED * len(self.x_MD):
-                return
-            before = update.objective
-
     def _stats(self) -> DPMStats:
         parts = (self.model.expect(x_mD, x_mD[:, 0]) for x_mD in self.x_MD.split(_BLOCK_ROWS))
         stats = next(parts)
@@ -89,7 +73,7 @@ class _Opening:
                 times = 0
             if times >= _FAILURES or rows < 2:
                 continue
-            found = self._regrown(self.x_MD[member_n])
+            found = self._regrown(self.x_MD[member_n], times)
             if not found.sets:
                 found = births(population, k, self.x_MD[member_n], self.model.config.attempts, self.rng)
             children = list(range(next_id, next_id + len(found.sets)))
@@ -104,10 +88,12 @@ class _Opening:
         self._enter(label_M, labels, next_id)
         return True
 
-    def _regrown(self, x_nD: Tensor) -> Births:
-        """The rows of one cluster searched by themselves, from many cells under the prior of all."""
+    def _regrown(self, x_nD: Tensor, times: int) -> Births:
+        """The rows of one cluster searched by themselves under the prior of all: from many small cells, and when that
+        found nothing from few large ones, which say more of a covariance.
+        """
         config, population = self.model.config, self.model.population
-        count = config.starts(len(x_nD), x_nD.shape[1]) if config.initial_clusters is None else 1
+        count = config.starts(len(x_nD), x_nD.shape[1]) if times == 0 else len(x_nD) // (_LARGE * x_nD.shape[1])
         if count < 2:
             return judged(population, x_nD, torch.zeros(len(x_nD), dtype=torch.int64))
         cell_n = cells(x_nD, count, int(torch.randint(2**31, (1,), generator=self.rng)))
@@ -136,8 +122,6 @@ def opened(model: DPM, data: DataSummary) -> DPM:
     Sweeps cost what `expect` and `maximize` cost on M rows, births what `births` says. At most 100 rounds.
     """
     opening = _Opening(model, data.sample_MD, torch.Generator().manual_seed(data.seed))
-    if model.config.fits_prior and model.config.covariance == "full" and wide(model.population.prior, data.variance):
-        opening.condense()
     for _ in range(_ROUNDS):
         opening.settle()
         if model.config.attempts == 0 or not opening.bear():

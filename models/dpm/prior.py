@@ -6,7 +6,6 @@ Shapes: K sets of rows, D dimensions.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -110,22 +109,6 @@ def fitted_prior(config: DPMConfig, clusters: Moments, total: Moments, prior: Pr
     if within >= FINEST * variance > 0:
         return prior.fitted_to(clusters)
     return _about(config.covariance, prior.mean_D, variance, (FINEST, config.prior_rows, config.prior_degrees))
-
-
-def wide(prior: Prior, variance: float) -> bool:
-    """Whether a full prior was fitted to clusters, and not to the data's own unit because they are narrow."""
-    return isinstance(prior, NIW) and float(prior.psi_DD.diagonal().mean()) > FINEST * variance * 1.001
-
-
-def spread_out(prior: Prior) -> Prior:
-    """The prior with a weight of at most D rows.
-
-    Fitted to cells that all look alike it may weigh thousands of rows, and no cell could become another shape.
-    """
-    if not isinstance(prior, NIW) or prior.nu <= 2 * prior.dim + 1:
-        return prior
-    nu = 2 * prior.dim + 1.0
-    return replace(prior, nu=nu, psi_DD=prior.psi_DD * prior.dim / (prior.nu - prior.dim - 1))
 
 
 def _about(kind: Covariance, mean_D: Tensor, variance: float, strengths: tuple[float, float, float | None]) -> Prior:

@@ -148,13 +148,13 @@ class _Sweep:
 
 
 def next_population(
-    config: DPMConfig, old: Population, sums: Sums, rng: torch.Generator, *, trials: bool = True, moves: bool = True
+    config: DPMConfig, old: Population, sums: Sums, rng: torch.Generator, *, trials: bool = True
 ) -> tuple[Population, list[Move], float]:
     """The clusters after one sweep, every move proposed in it, and the log joint of the partition it was given.
 
     A cluster that its neighbours explain better (or with fewer rows than `min_size`) dies at once, and its rows go to
     the next best in the next sweep; a split's larger child and a merge's largest parent keep the id. Without `trials`
-    no subclusters are proposed; without `moves` nothing is, and parameters alone change.
+    no subclusters are proposed.
     """
     count = len(old)
     second = sums.sets[torch.arange(count, len(sums.sets))]
@@ -165,8 +165,6 @@ def next_population(
     objective = joint_of(weight_K[whole.count_K > 0], old.concentration, rows)
     progress = _advanced(old.progress, objective, config.tolerance)
     over = progress.stalled >= config.stall(old.prior.dim)
-    if not moves:
-        return _still(config, old, whole, replace(progress, stalled=0)), [], objective
     living_K, made = deaths(config, old, whole, weight_K, sums.runner_up_K, over=over)
     sweep = _Sweep(config, old, living_K, first, second, whole, weight_K, rng, over)
     split, split_moves = sweep.splits()
@@ -187,16 +185,6 @@ def next_population(
     if config.fits_prior and not over:
         progress = _refit(roster, whole.total(), progress)
     return roster.population(next_id, progress), made, objective
-
-
-def _still(config: DPMConfig, old: Population, whole: Moments, progress: Progress) -> Population:
-    """The clusters as they are, with new parameters; empty ones end."""
-    roster = Roster(config, old.prior, old.concentration)
-    for k in torch.nonzero(whole.count_K > 0).flatten().tolist():
-        roster.enter(int(old.id_K[k]), whole[torch.tensor([k])])
-    if config.fits_prior:
-        progress = _refit(roster, whole.total(), replace(progress, fitted=0))
-    return roster.population(old.next_id, progress)
 
 
 def _whole(sets: Moments, trial_J: Tensor, count: int) -> Moments:

@@ -39,9 +39,9 @@ class FitConfig(Config):
 
     seed: int = Field(0, ge=0)
     max_passes: int = Field(500, ge=1, description="stop with a warning after so many passes without convergence")
-    sample_rows: int = Field(65_536, ge=1, description="rows that seeds are chosen from")
+    sample_rows: int = Field(131_072, ge=1, description="rows that seeds are chosen from")
     # Blocks begin at multiples of this count whoever holds the rows: sums are the same on any number of workers.
-    block_rows: int = Field(16_384, ge=1, description="rows per call of the model")
+    block_rows: int = Field(65_536, ge=1, description="rows per call of the model")
     threads: int = Field(1, ge=1, description="blocks that a worker passes over at the same time")
     checkpoint_every_s: float = Field(5.0, ge=0, description="seconds of work that a killed fit may lose")
     workers: int = Field(1, ge=1, description="1 fits in this process; more are a Ray Train worker group")
