@@ -17,6 +17,8 @@ from models.clusterer import DataSummary, Move
 from models.dpm.births import Births, births, judged
 from models.dpm.mixture import DPM, DPMStats
 from models.dpm.population import Progress, Roster, newborn
+from models.dpm.prior import FINEST
+from models.gaussians import Gaussians
 from models.moments import moments_of_sets
 from models.neighbors import cells
 
@@ -36,6 +38,7 @@ class _Opening:
     model: DPM
     x_MD: Tensor
     rng: torch.Generator
+    wide: bool = False  # clusters are wide beside the data, so they may overlap and hide each other
     moves: list[Move] = field(default_factory=list)
     failures: dict[int, tuple[int, int]] = field(default_factory=dict)  # id -> times, rows
 
@@ -71,10 +74,10 @@ class _Opening:
             times, size = self.failures.get(ids[k], (0, rows))
             if abs(rows - size) > _DRIFT * size:
                 times = 0
-            if times >= _FAILURES or rows < 2:
+            if times >= (_FAILURES if self.wide else 1) or rows < 2:
                 continue
             found = self._regrown(self.x_MD[member_n], times)
-            if not found.sets:
+            if self.wide and not found.sets:
                 found = births(population, k, self.x_MD[member_n], self.model.config.attempts, self.rng)
             children = list(range(next_id, next_id + len(found.sets)))
             self.moves += found.moves(ids[k], children, rows)
@@ -116,12 +119,19 @@ class _Opening:
         self.model = replace(self.model, population=roster.population(next_id, replace(population.progress, stalled=0)))
 
 
+def is_wide(cells: Gaussians, variance: float) -> bool:
+    """Whether k-means cells have a variance above a tenth of the data's: with hundreds of them, a sign of overlap."""
+    trace_K = cells.chol_KDD.square().flatten(1).sum(dim=1)
+    return float(trace_K.mean()) / cells.dim > FINEST * variance
+
+
 def opened(model: DPM, data: DataSummary) -> DPM:
     """The model after the search on the sample; the moves that led to it are its `opening`.
 
     Sweeps cost what `expect` and `maximize` cost on M rows, births what `births` says. At most 100 rounds.
     """
-    opening = _Opening(model, data.sample_MD, torch.Generator().manual_seed(data.seed))
+    rng = torch.Generator().manual_seed(data.seed)
+    opening = _Opening(model, data.sample_MD, rng, wide=is_wide(model.population.clusters, data.variance))
     for _ in range(_ROUNDS):
         opening.settle()
         if model.config.attempts == 0 or not opening.bear():
