@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from jobs.cluster import choose, figures_of, plan_of
 from jobs.config import RunConfig
+from jobs.context import local_ray
 from jobs.figures import Figures
 from jobs.steps import Step
 from models.kmeans import KMeansConfig
@@ -37,7 +39,9 @@ class Baseline:
         """Raises ShoalError if the table is not clustered yet."""
         began = time.perf_counter()
         table = Collection.open(self.table)
-        summary = cluster(table, self._settings(table), NAME, on_progress)
+        settings = self._settings(table)
+        with local_ray(self.config.ray) if settings.workers > 1 else nullcontext():
+            summary = cluster(table, settings, NAME, on_progress)
         return figures_of("baseline", summary, time.perf_counter() - began)
 
     def _settings(self, table: Collection) -> ClusterConfig:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from jobs.config import RunConfig
+from jobs.context import local_ray
 from jobs.figures import Figures, Value
 from jobs.steps import State, Step
 from models.errors import ShoalError
@@ -30,7 +32,8 @@ class Cluster:
     def run(self, on_progress: Progress) -> Figures:
         """Raises ShoalError for a table without embeddings."""
         began = time.perf_counter()
-        summary = cluster(Collection.open(self.table), self.config.cluster, self.name, on_progress)
+        with local_ray(self.config.ray) if self.config.cluster.workers > 1 else nullcontext():
+            summary = cluster(Collection.open(self.table), self.config.cluster, self.name, on_progress)
         return figures_of("cluster", summary, time.perf_counter() - began)
 
 

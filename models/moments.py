@@ -39,6 +39,10 @@ class Moments:
     def __getitem__(self, index: Tensor) -> Moments:
         return Moments(self.count_K[index], self.sum_KD[index], self.second_KDD[index])
 
+    def one(self, k: int) -> Moments:
+        """Set `k` by itself, as a view: no memory of its own."""
+        return Moments(self.count_K[k : k + 1], self.sum_KD[k : k + 1], self.second_KDD[k : k + 1])
+
     def __len__(self) -> int:
         return len(self.count_K)
 

@@ -5,6 +5,8 @@ Shapes: N rows, K components (a cluster may own several), C of them evaluated fo
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -40,49 +42,44 @@ def posterior_assignment(
     if component_NC is None:
         component_NC = torch.arange(len(id_K), device=id_K.device).expand(len(joint_NC), -1)
     cluster_K, group_K = id_K.unique(return_inverse=True)
-    if len(cluster_K) == len(id_K):
-        return _assignment(joint_NC, component_NC, joint_NC, component_NC, log_weight_K, id_K)
-    group_weight_G = log_weight_K.new_zeros(len(cluster_K)).index_add_(0, group_K, log_weight_K.exp()).log()
+    if len(cluster_K) == len(id_K) or len(joint_NC) == 0:
+        return _assignment(joint_NC, component_NC, log_weight_K, id_K)
+    log_weight_G = log_weight_K.new_zeros(len(cluster_K)).index_add_(0, group_K, log_weight_K.exp()).log()
     rows = max(1, _CELLS // len(cluster_K))
-    parts = []
-    for joint_nC, component_nC in zip(joint_NC.split(rows), component_NC.split(rows), strict=True):
-        group_nC = group_K[component_nC]
-        peak_n1 = joint_nC.amax(dim=1, keepdim=True)
-        mass_nG = joint_nC.new_zeros(len(joint_nC), len(cluster_K))
-        mass_nG.scatter_add_(1, group_nC, (joint_nC - peak_n1).exp())
-        joint_nG = mass_nG.log_().add_(peak_n1)
-        every_nG = torch.arange(len(cluster_K), device=id_K.device).expand(len(joint_nC), -1)
-        parts.append(_assignment(joint_nG, every_nG, joint_nC, component_nC, group_weight_G, cluster_K, group_K))
-    if not parts:
-        return _assignment(joint_NC, component_NC, joint_NC, component_NC, log_weight_K, id_K)
+    parts = [
+        _grouped(joint_nC, component_nC, group_K, log_weight_G, cluster_K)
+        for joint_nC, component_nC in zip(joint_NC.split(rows), component_NC.split(rows), strict=True)
+    ]
     return Assignment(*(torch.cat(field) for field in zip(*(_fields(part) for part in parts), strict=True)))
 
 
-def _assignment(
-    joint_NC: Tensor,
-    cluster_NC: Tensor,
-    fine_NC: Tensor,
-    component_NC: Tensor,
-    log_weight_G: Tensor,
-    id_G: Tensor,
-    group_K: Tensor | None = None,
+def _grouped(
+    joint_NC: Tensor, component_NC: Tensor, group_K: Tensor, log_weight_G: Tensor, cluster_G: Tensor
 ) -> Assignment:
-    """From clusters' log joint densities, `cluster_NC` indices into `id_G`, and those of their components."""
+    """Assignment to clusters of several components, by the sum over them."""
+    group_NC = group_K[component_NC]
+    peak_N1 = joint_NC.amax(dim=1, keepdim=True)
+    mass_NG = joint_NC.new_zeros(len(joint_NC), len(cluster_G))
+    mass_NG.scatter_add_(1, group_NC, (joint_NC - peak_N1).exp())
+    every_NG = torch.arange(len(cluster_G), device=group_K.device).expand(len(joint_NC), -1)
+    found = _assignment(mass_NG.log_().add_(peak_N1), every_NG, log_weight_G, cluster_G)
+    own_N1 = torch.searchsorted(cluster_G, found.cluster_N)[:, None]  # ids come sorted out of `unique`
+    inside_NC = joint_NC.masked_fill(group_NC != own_N1, -torch.inf)
+    component_N = component_NC.gather(1, most_probable(inside_NC)[:, None])[:, 0]
+    return replace(found, component_N=component_N)
+
+
+def _assignment(joint_NC: Tensor, cluster_NC: Tensor, log_weight_G: Tensor, id_G: Tensor) -> Assignment:
+    """From log joint densities of clusters, `cluster_NC` indices into `id_G`."""
     best_N = most_probable(joint_NC)
     value_N, cluster_N = (each.gather(1, best_N[:, None])[:, 0] for each in (joint_NC, cluster_NC))
     others_NC = joint_NC.scatter(1, best_N[:, None], -torch.inf)
     next_N = cluster_NC.gather(1, most_probable(others_NC)[:, None])[:, 0]
-    runner_up_N = torch.where(others_NC.isfinite().any(dim=1), id_G[next_N], NOISE)
-    if group_K is None:
-        component_N = cluster_N
-    else:
-        inside_NC = fine_NC.masked_fill(group_K[component_NC] != cluster_N[:, None], -torch.inf)
-        component_N = component_NC.gather(1, most_probable(inside_NC)[:, None])[:, 0]
     return Assignment(
         cluster_N=id_G[cluster_N],
-        component_N=component_N,
+        component_N=cluster_N,
         probability_N=(value_N - joint_NC.logsumexp(dim=1)).exp().clamp_max(1).float(),
-        runner_up_N=runner_up_N,
+        runner_up_N=torch.where(others_NC.isfinite().any(dim=1), id_G[next_N], NOISE),
         score_N=(value_N - log_weight_G[cluster_N]).float(),
     )
 

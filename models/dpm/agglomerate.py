@@ -13,7 +13,6 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from models.dpm.moves import cluster_weight, log_merge_ratio
@@ -83,7 +82,7 @@ def agglomerate(
     """
     count = len(clusters)
     weight_K = cluster_weight(prior, concentration, clusters)
-    roots = {k: clusters[torch.tensor([k])] for k in range(count)}
+    roots = {k: clusters.one(k) for k in range(count)}
     forest = _Forest(prior, concentration, roots, weight_K.tolist(), _adjacency(count, pair_P2), only_gains)
     gain_P = log_merge_ratio(prior, concentration, clusters, pair_P2, weight_K)
     for (left, right), gain in zip(pair_P2.tolist(), gain_P.tolist(), strict=True):

@@ -1,7 +1,7 @@
 """The search on the sample before the first pass over all rows: sweeps until they settle, births, and again.
 
-A birth needs rows, which `maximize` never sees; the sample is at hand, and passes over it cost little. What is too small
-to be found in the sample is left to the splits of later passes.
+A birth needs rows, which `maximize` never sees; the sample is at hand, and passes over it cost little. What is too
+small to be found in the sample is left to the splits of later passes.
 
 Shapes: M sampled rows, D dimensions, K clusters.
 """
@@ -115,7 +115,7 @@ class _Opening:
         roster = Roster(self.model.config, population.prior, population.concentration)
         for k, identity in enumerate(labels):
             if sets.count_K[k] > 0:
-                roster.enter(identity, sets[torch.tensor([k])])
+                roster.enter(identity, sets.one(k))
         self.model = replace(self.model, population=roster.population(next_id, replace(population.progress, stalled=0)))
 
 

@@ -193,7 +193,7 @@ def newborn(config: DPMConfig, prior: Prior, clusters: Moments) -> Population:
     """Clusters with ids 0, 1, ..., none of them tried."""
     roster = Roster(config, prior, config.concentration)
     for k in range(len(clusters)):
-        roster.enter(k, clusters[torch.tensor([k])])
+        roster.enter(k, clusters.one(k))
     return roster.population(len(clusters), Progress())
 
 

@@ -229,7 +229,7 @@ def _concentration(config: DPMConfig, old: Population, clusters: int, rows: floa
 def _divide(roster: Roster, sweep: _Sweep, split: list[int]) -> int:
     next_id = sweep.old.next_id
     for j in split:
-        halves = (sweep.first[torch.tensor([j])], sweep.second[torch.tensor([j])])
+        halves = (sweep.first.one(j), sweep.second.one(j))
         larger, smaller = sorted(halves, key=lambda half: float(half.count_K[0]), reverse=True)
         roster.enter(int(sweep.old.id_K[sweep.old.trial_J[j]]), larger)
         roster.enter(next_id, smaller)
@@ -246,7 +246,7 @@ def _keep(roster: Roster, sweep: _Sweep, gone: set[int], quiet: bool) -> None:
     for k, identity in enumerate(old.id_K.tolist()):
         if k in gone:
             continue
-        whole, axis, tried = sweep.whole[torch.tensor([k])], int(old.axis_K[k]), float(old.tried_K[k])
+        whole, axis, tried = sweep.whole.one(k), int(old.axis_K[k]), float(old.tried_K[k])
         rows = float(whole.count_K[0])
         drifted = abs(rows - tried) > _DRIFT * tried
         if k in trial:

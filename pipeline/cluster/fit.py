@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -62,6 +62,7 @@ class _Search:
     history: tuple[Pass, ...] = ()
     moves: tuple[tuple[int, Move], ...] = ()
     settled: bool = False
+    seconds: float = 0.0  # that the passes took
 
     def after(self, stats: Stats) -> _Search:
         rng = torch.Generator()
@@ -73,6 +74,7 @@ class _Search:
             (*self.history, Pass(update.objective, len(update.model.id_K.unique()))),
             (*self.moves, *((len(self.history), move) for move in update.moves)),
             update.settled,
+            self.seconds,
         )
 
 
@@ -143,8 +145,10 @@ def _fit_worker(
     search = _started(algorithm, rows, config) if found is None else _restored(algorithm, found)
     try:
         while not search.settled and len(search.history) < config.max_passes:
+            began = time.perf_counter()
             stats = rows.total(search.model.expect)
             search = _agreed(algorithm, search.after(stats) if world.rank == 0 else None, world)
+            search = replace(search, seconds=search.seconds + time.perf_counter() - began)
             saver.save_now_and_then(search)
             on_progress(STEP, len(search.history), None)
     except BaseException:  # a stop by the keyboard, too: the passes up to here need not be made again
@@ -152,7 +156,7 @@ def _fit_worker(
         raise
     stats = rows.total(search.model.expect)
     saver.save(search, stats)
-    return Fit(search.model, stats, search.history, search.moves, search.settled)
+    return Fit(search.model, stats, search.history, search.moves, search.settled, seconds=search.seconds)
 
 
 def _started(algorithm: ClustererConfig, rows: WorkerRows, config: FitConfig) -> _Search:
@@ -200,7 +204,11 @@ class _Saver:
 def _checkpoint(search: _Search, stats: Stats | None = None) -> Checkpoint:
     tensors = {f"model.{name}": value for name, value in search.model.tensors().items()}
     tensors |= {f"stats.{name}": value for name, value in (stats.tensors() if stats else {}).items()}
-    record = story_record(search.history, search.moves) | {"settled": search.settled, "finished": stats is not None}
+    record = story_record(search.history, search.moves) | {
+        "settled": search.settled,
+        "seconds": search.seconds,
+        "finished": stats is not None,
+    }
     # Number 0 of a store is kept for ever, which a model before its first pass is not worth.
     return Checkpoint(len(search.history) + 1, record, tensors | {"rng": search.rng_state})
 
@@ -208,14 +216,15 @@ def _checkpoint(search: _Search, stats: Stats | None = None) -> Checkpoint:
 def _restored(algorithm: ClustererConfig, found: Checkpoint) -> _Search:
     history, moves = story_from(found.record)
     model = load(algorithm, _part(found, "model."))
-    return _Search(model, found.tensors["rng"], tuple(history), tuple(moves), found.record["settled"])
+    settled, seconds = found.record["settled"], found.record["seconds"]
+    return _Search(model, found.tensors["rng"], tuple(history), tuple(moves), settled, seconds)
 
 
 def _finished(algorithm: ClustererConfig, found: Checkpoint) -> Fit:
     search = _restored(algorithm, found)
     empty = search.model.expect(torch.empty(0, search.model.dim), torch.empty(0, dtype=torch.int64))
     stats = empty.with_tensors(_part(found, "stats."))
-    return Fit(search.model, stats, search.history, search.moves, search.settled)
+    return Fit(search.model, stats, search.history, search.moves, search.settled, seconds=search.seconds)
 
 
 def _part(found: Checkpoint, prefix: str) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ class Fit:
     moves: tuple[tuple[int, Move], ...]  # (pass, move)
     settled: bool
     scalars: tuple[Mapping[str, float], ...] = ()  # means over the rows of each epoch, the loss among them
+    seconds: float = 0.0  # wall time of the passes of a fit, without starting, reading rows and saving
 
 
 def story_record(history: Sequence[Pass], moves: Sequence[tuple[int, Move]]) -> dict[str, Any]:
