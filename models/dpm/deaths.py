@@ -45,10 +45,14 @@ def deaths(
     wanting = torch.argsort(gain_K, descending=True, stable=True)[: int((gain_K > 0).sum())].tolist()
     if not wanting:
         return living_K, moves
-    near_Kn = nearest_centroids_of(whole.mean_KD.float(), min(_PROTECTED, len(old) - 1)).tolist()
+    stay = torch.nonzero(~small_K).flatten()
+    near_Sn = stay[nearest_centroids_of(whole.mean_KD[stay].float(), min(_PROTECTED, len(stay) - 1))]
+    heirs = dict(zip(stay.tolist(), near_Sn.tolist(), strict=True))
+    needed: set[int] = set()
     for k in wanting:
-        if all(living_K[other] or small_K[other] for other in near_Kn[k]):
+        if k not in needed and all(living_K[other] for other in heirs[k]):
             living_K[k] = False
+            needed.update(heirs[k])
             why = f"each of its {int(whole.count_K[k])} rows in its second best cluster is likelier"
             moves.append(Move("death", (int(old.id_K[k]),), float(gain_K[k]), True, why))
     return living_K, moves

@@ -27,6 +27,7 @@ _SWEEPS = 12  # between births: enough to settle what matters, and a bound where
 _FLAT = 1e-4  # relative change of the objective after which births are tried
 _FAILURES = 2  # attempts without a birth after which a cluster is whole, while it stays about the same
 _DRIFT = 0.02  # relative change of its size that makes it another
+_FEW = 16  # rows of a cell below which it says nothing
 _LARGE = 8  # rows per dimension of a large cell
 _BLOCK_ROWS = 16_384
 
@@ -96,7 +97,8 @@ class _Opening:
         found nothing from few large ones, which say more of a covariance.
         """
         config, population = self.model.config, self.model.population
-        count = config.starts(len(x_nD), x_nD.shape[1]) if times == 0 else len(x_nD) // (_LARGE * x_nD.shape[1])
+        rows, dim = x_nD.shape
+        count = min(config.starts(rows, dim), rows // _FEW) if times == 0 else rows // (_LARGE * dim)
         if count < 2:
             return judged(population, x_nD, torch.zeros(len(x_nD), dtype=torch.int64))
         cell_n = cells(x_nD, count, int(torch.randint(2**31, (1,), generator=self.rng)))
