@@ -39,6 +39,9 @@ _ALL_PAIRS = 64  # components up to which every pair is compared
 _NEIGHBORS = 8  # nearest others that a component is compared with beyond that; farther overlaps count as 0
 _CHUNK = 2**21  # floats of one temporary, 16 MB
 _LEAST_WEIGHT = 1e-300
+# Components that hold half of the data's variance lie over each other, and their shapes tell them apart: neither a
+# valley on one axis nor a resolution has anything to say of them, and a broad one would draw the others in.
+_WIDE = 0.5
 
 
 class GroupingConfig(Config):
@@ -181,7 +184,7 @@ def grouped(
 
     `x_MD` is a uniform sample of the rows in the data's coordinates, and `component_M` their components; 65,536 rows
     are plenty. Where a component has more than `config.rows` of them, its first ones are projected, and only thus does
-    the order of rows count. Otherwise deterministic, and up to naming independent of the order of the components;
+    the order of rows count. Components as wide as half of the data's variance stay apart. Otherwise deterministic, and up to naming independent of the order of the components;
     independent of rotation, shift and unit of the data up to rounding.
 
     Up to 64 components every pair is compared, O(K^2 D^3) time; beyond, each with its 8 nearest, O(K^2 D + K D^3), and
@@ -191,6 +194,8 @@ def grouped(
     """
     weight_K, mean_KD, covariance = weight_K.cpu().double().clamp_min(_LEAST_WEIGHT), *_moments(gaussians.to("cpu"))
     weight_K = weight_K / weight_K.sum()
+    if _width(weight_K, mean_KD, covariance) >= _WIDE:
+        return Grouping(torch.arange(len(weight_K)), (), 0.0)
     variance = config.resolution * blur(weight_K, mean_KD, covariance)
     pair_P2 = _pairs(mean_KD)
     sharp, blurred = (_links(weight_K, mean_KD, covariance, pair_P2, each) for each in (0.0, variance))
@@ -200,6 +205,14 @@ def grouped(
     joins += _shade(weight_K, blurred, joins, config.bound)
     whole = Grouping(torch.arange(len(weight_K)), tuple(joins), math.sqrt(variance))
     return Grouping(whole.cut(sum(join.applied for join in joins)), whole.joins, whole.resolution)
+
+
+def _width(weight_K: Tensor, mean_KD: Tensor, covariance: Tensor) -> float:
+    """Part of the mixture's variance that is inside its components."""
+    variance_KD = covariance if covariance.ndim == 2 else covariance.diagonal(dim1=-2, dim2=-1)
+    within = float(weight_K @ variance_KD.mean(dim=1))
+    between = float(weight_K @ (mean_KD - weight_K @ mean_KD).square().mean(dim=1))
+    return within / max(within + between, _LEAST_WEIGHT)
 
 
 def blur(weight_K: Tensor, mean_KD: Tensor, covariance: Tensor) -> float:

@@ -27,16 +27,17 @@ class Progress:
     best: float = -math.inf  # largest objective so far under this prior
     stalled: int = 0  # sweeps since it was reached
     fitted: int = 0  # clusters when the prior was last fitted
+    branched: bool = False  # branch merges were tried since the last move
 
     def tensor(self) -> Tensor:
         """For safetensors."""
-        return torch.tensor([self.objective, self.best, self.stalled, self.fitted], dtype=torch.float64)
+        return torch.tensor([self.objective, self.best, self.stalled, self.fitted, self.branched], dtype=torch.float64)
 
     @staticmethod
     def from_tensor(values: Tensor) -> Progress:
         """The inverse of `tensor`."""
-        objective, best, stalled, fitted = values.tolist()
-        return Progress(objective, best, int(stalled), int(fitted))
+        objective, best, stalled, fitted, branched = values.tolist()
+        return Progress(objective, best, int(stalled), int(fitted), bool(branched))
 
 
 @dataclass(frozen=True)

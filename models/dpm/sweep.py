@@ -172,11 +172,14 @@ def next_population(
     busy_K[old.trial_J[split]] = True
     free = torch.nonzero(~busy_K).flatten()
     merged, merge_moves = sweep.merges(free)
-    if not merged and not split and not made:
+    if not merged and not split and not made and not progress.branched:
         merged, branch_moves = sweep.branches(free)
         merge_moves += branch_moves
+        progress = replace(progress, branched=not merged)
     made = [*made, *split_moves, *merge_moves]
-    quiet = trials and not any(move.accepted for move in made)
+    moved = any(move.accepted for move in made)
+    quiet = trials and not moved
+    progress = replace(progress, branched=progress.branched and not moved)
     roster = Roster(config, old.prior, _concentration(config, old, int(living_K.sum()), rows, rng))
     _keep(roster, sweep, {*torch.nonzero(busy_K).flatten().tolist(), *(k for group in merged for k in group)}, quiet)
     next_id = _divide(roster, sweep, split)

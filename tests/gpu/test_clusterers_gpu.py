@@ -10,6 +10,8 @@ from torch import Tensor
 
 from models.clusterer import Clusterer, DataSummary
 from models.dpm.config import DPMConfig
+from models.dpm.mixture import DPM
+from models.gaussians import Gaussians
 from models.gmm import GMMConfig
 from models.kmeans import KMeansConfig
 from models.neighbors import kmeans_seeds, nearest, squared_distances
@@ -46,7 +48,7 @@ def fit(model: Clusterer, x_ND: Tensor) -> Clusterer:
     return model
 
 
-@pytest.mark.parametrize("kind", ALGORITHMS)
+@pytest.mark.parametrize("kind", [kind for kind, algorithm in ALGORITHMS.items() if algorithm.start])
 def test_a_fit_on_cuda_is_the_fit_on_the_cpu(kind: str) -> None:
     x_ND = planted()
     on_cpu = summarise(x_ND)
@@ -62,6 +64,36 @@ def test_a_fit_on_cuda_is_the_fit_on_the_cpu(kind: str) -> None:
     assert len(pairs) == 4  # one to one: seeds on a GPU may come in another order
     torch.testing.assert_close(found.probability_N.cpu(), expected.probability_N, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.score_N.cpu(), expected.score_N, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("candidates", [None, 2])
+def test_a_sweep_of_the_mixture_on_cuda_sums_what_it_sums_on_the_cpu(candidates: int | None) -> None:
+    x_ND = planted()
+    config = DPMConfig(candidates=candidates, initial_clusters=4, attempts=0)
+    model = start(config, summarise(x_ND))
+    assert isinstance(model, DPM)
+    assert (len(model.id_K) > config.evaluated(8)) == (candidates == 2)
+    expected = model.expect(x_ND, torch.arange(2000)).tensors()
+    for name, value in model.expect(x_ND.cuda(), torch.arange(2000).cuda()).tensors().items():
+        assert value.is_cuda
+        torch.testing.assert_close(value.cpu(), expected[name], rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("degrees", [None, 5.0])
+@pytest.mark.parametrize("diagonal", [False, True])
+def test_densities_on_cuda_are_those_on_the_cpu(degrees: float | None, diagonal: bool) -> None:
+    x_ND = planted()
+    chol_KDD = 2 * (torch.ones(3, 8) if diagonal else torch.eye(8).repeat(3, 1, 1)).double()
+    degrees_K = None if degrees is None else torch.full((3,), degrees).double()
+    gaussians = Gaussians(torch.zeros(8).double(), x_ND[:3].double(), chol_KDD, degrees_K)
+    component_NC = (torch.arange(2000)[:, None] + torch.arange(2)) % 3
+    there = gaussians.to("cuda")
+    expected_NK = gaussians.log_density(x_ND)
+    torch.testing.assert_close(there.log_density(x_ND.cuda()).cpu(), expected_NK, rtol=1e-9, atol=1e-9)
+    single_NK = there.log_density(x_ND.cuda(), single=True).cpu()
+    torch.testing.assert_close(single_NK, expected_NK, rtol=1e-4, atol=1e-3)
+    at_NC = there.log_density_at(x_ND.cuda(), component_NC.cuda()).cpu()
+    torch.testing.assert_close(at_NC, expected_NK.gather(1, component_NC), rtol=1e-4, atol=1e-3)
 
 
 def test_neighbours_on_cuda_are_those_on_the_cpu() -> None:

@@ -111,7 +111,7 @@ def test_a_table_and_its_artifacts_are_shown(collection: Path, tmp_path: Path) -
     artifact = figures_of(tmp_path, "show", collection / "artifacts" / name)
     assert artifact["digest"].startswith(first["artifact"])
     assert artifact["kind"] == "artifact: dpm"
-    assert any(row["tensor"] == "model.mean_KD" and row["shape"] == "4 × 3" for row in artifact["tensors"])
+    assert any(row["tensor"] == "model.cluster.mean_KD" and row["shape"] == "4 × 3" for row in artifact["tensors"])
 
 
 def test_new_rows_are_assigned_by_the_model_that_is_there(tmp_path: Path) -> None:

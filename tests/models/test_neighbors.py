@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from models.errors import ShoalError
-from models.neighbors import kmeans_seeds, nearest, nearest_centroids_of, squared_distances
+from models.neighbors import cells, kmeans_seeds, nearest, nearest_centroids_of, squared_distances
 
 
 def gaussian(rows: int, dim: int, seed: int = 0) -> Tensor:
@@ -140,3 +141,50 @@ def test_values_that_are_not_finite_are_a_sentence() -> None:
     sample_MD[1, 0], sample_MD[3, 1] = torch.nan, torch.inf
     with pytest.raises(ShoalError, match="2 of 5 sampled embeddings are not finite"):
         kmeans_seeds(sample_MD, 2, seed=0)
+
+
+def test_cells_part_planted_centres() -> None:
+    centre_KD = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, 9.0], [9.0, 9.0]])
+    cell_M = cells(centre_KD.repeat(100, 1) + 0.1 * gaussian(400, 2), 12, seed=0)
+    assert cell_M.dtype == torch.int64
+    assert cell_M.shape == (400,)
+    assert 0 <= int(cell_M.min()) <= int(cell_M.max()) < 12
+    for cell in cell_M.unique():  # no cell spans two of them
+        assert torch.nonzero(cell_M == cell).flatten().remainder(4).unique().numel() == 1
+
+
+def test_every_row_is_in_the_cell_whose_mean_is_about_nearest() -> None:
+    sample_MD = gaussian(2000, 3)
+    cell_M = cells(sample_MD, 30, seed=1)
+    assert cell_M.unique().numel() > 25
+    mean_KD = torch.stack([sample_MD[cell_M == k].mean(dim=0) for k in cell_M.unique()])
+    best_M = cell_M.unique()[direct(sample_MD, mean_KD).argmin(dim=1)]
+    assert (best_M == cell_M).float().mean() > 0.9  # ten rounds of Lloyd are few
+
+
+def test_cells_depend_on_the_seed_alone() -> None:
+    sample_MD = gaussian(300, 2)
+    first = cells(sample_MD, 20, seed=3)
+    torch.manual_seed(99)
+    assert torch.equal(first, cells(sample_MD, 20, seed=3))
+    assert not torch.equal(first, cells(sample_MD, 20, seed=4))
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(1e4, 1.0), (0.0, 2.0**80), (0.0, 2.0**-80)])
+def test_cells_move_and_scale_with_the_data(offset: float, scale: float) -> None:
+    sample_MD = (gaussian(200, 3) * 64).round() / 64  # so that the offset rounds nothing
+    moved_M = cells(sample_MD * scale + offset, 8, seed=0)
+    assert adjusted_rand_score(cells(sample_MD, 8, seed=0), moved_M) > 0.97
+
+
+def test_one_cell_holds_all_and_equal_rows_share_one() -> None:
+    assert cells(gaussian(7, 2), 1, seed=0).tolist() == [0] * 7
+    assert cells(torch.ones(7, 2), 3, seed=0).unique().numel() == 1
+    cell_M = cells(gaussian(5, 2).repeat(20, 1), 10, seed=0)
+    assert torch.equal(cell_M[:5].repeat(20), cell_M)
+
+
+def test_as_many_cells_as_rows_are_at_most_that() -> None:
+    cell_M = cells(gaussian(6, 2), 6, seed=0)
+    assert cell_M.unique().numel() > 1
+    assert int(cell_M.max()) < 6

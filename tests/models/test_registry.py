@@ -9,8 +9,13 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from models.clusterer import Clusterer, DataSummary
+from models.deepdpm.config import DeepDPMConfig
+from models.dpm.config import DPMConfig
+from models.dpm.mixture import DPM
+from models.errors import ShoalError
 from models.gmm import GMM, GMMConfig
 from models.kmeans import KMeans, KMeansConfig
+from models.objective import Objective
 from models.registry import ALGORITHMS, ClustererConfig, load, start
 
 SETTINGS = TypeAdapter(ClustererConfig)
@@ -31,9 +36,16 @@ def test_an_algorithm_is_listed_under_the_kind_of_its_settings(kind: str) -> Non
     assert ALGORITHMS[kind].config.model_fields["kind"].default == kind
 
 
-@pytest.mark.parametrize(("kind", "config", "model"), [("kmeans", KMeansConfig, KMeans), ("gmm", GMMConfig, GMM)])
-def test_settings_as_data_choose_the_algorithm(kind: str, config: type, model: type) -> None:
-    settings = SETTINGS.validate_python({"kind": kind, "clusters": 3})
+@pytest.mark.parametrize(
+    ("settings", "config", "model"),
+    [
+        ({"kind": "kmeans", "clusters": 3}, KMeansConfig, KMeans),
+        ({"kind": "gmm", "clusters": 3}, GMMConfig, GMM),
+        ({"kind": "dpm", "grouping": {"valley": 2.0}}, DPMConfig, DPM),
+    ],
+)
+def test_settings_as_data_choose_the_algorithm(settings: object, config: type, model: type) -> None:
+    settings = SETTINGS.validate_python(settings)
     assert type(settings) is config
     first = start(settings, summary())
     assert type(first) is model
@@ -41,8 +53,25 @@ def test_settings_as_data_choose_the_algorithm(kind: str, config: type, model: t
     assert type(load(settings, first.tensors())) is model
 
 
-def test_settings_survive_json() -> None:
-    settings = GMMConfig(clusters=3, tolerance=0.5)
+@pytest.mark.parametrize("kind", ALGORITHMS)
+def test_an_algorithm_is_either_fitted_in_passes_or_trained_by_gradient(kind: str) -> None:
+    algorithm = ALGORITHMS[kind]
+    assert (algorithm.start is None) != (algorithm.objective is None)
+
+
+def test_what_is_trained_by_gradient_has_an_objective_and_no_start() -> None:
+    algorithm = ALGORITHMS["deepdpm"]
+    assert algorithm.objective is not None
+    assert isinstance(algorithm.objective(DeepDPMConfig()), Objective)
+    with pytest.raises(ShoalError, match="deepdpm is trained by gradient, not fitted in passes"):
+        start(DeepDPMConfig(), summary())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [GMMConfig(clusters=3, tolerance=0.5), DPMConfig(grouping=None, covariance="tied"), DeepDPMConfig(hidden=7)],
+)
+def test_settings_survive_json(settings: ClustererConfig) -> None:
     assert SETTINGS.validate_json(SETTINGS.dump_json(settings)) == settings
 
 

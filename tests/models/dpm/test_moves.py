@@ -7,8 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.dpm.agglomerate import agglomerate
-from models.dpm.moves import disjoint_pairs, log_joint, log_split_ratio
+from models.dpm import moves
+from models.dpm.moves import (
+    cluster_weight,
+    disjoint_pairs,
+    joint_of,
+    log_joint,
+    log_merge_ratio,
+    log_split_ratio,
+    neighbor_pairs,
+)
 from models.dpm.prior import NIW
 from models.moments import Moments, moments_of_sets
 
@@ -54,40 +62,42 @@ def test_far_clouds_prefer_two_clusters_and_one_cloud_prefers_one() -> None:
     assert log_split_ratio(PRIOR, 10.0, near[one], near[two]).item() < 0
 
 
+@given(seed=st.integers(0, 20), first=st.integers(1, 30), second=st.integers(1, 30), apart=st.floats(0, 8))
+def test_a_merge_is_worth_minus_its_split(seed: int, first: int, second: int, apart: float) -> None:
+    pair = _pair(seed, first, second, apart)
+    weight_K = cluster_weight(PRIOR, 10.0, pair)
+    merge_P = log_merge_ratio(PRIOR, 10.0, pair, torch.tensor([[0, 1], [1, 0]]), weight_K)
+    split = log_split_ratio(PRIOR, 10.0, pair[torch.tensor([0])], pair[torch.tensor([1])]).item()
+    assert merge_P.tolist() == pytest.approx([-split, -split], abs=1e-9)
+
+
+def test_merge_ratios_do_not_depend_on_how_many_are_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x_ND = torch.randn(60, 2, generator=generator, dtype=torch.float64)
+    clusters = moments_of_sets(x_ND, torch.arange(60) % 6, 6, PRIOR.mean_D)
+    pair_P2, weight_K = torch.combinations(torch.arange(6)), cluster_weight(PRIOR, 10.0, clusters)
+    whole_P = log_merge_ratio(PRIOR, 10.0, clusters, pair_P2, weight_K)
+    assert whole_P.unique().numel() == 15
+    monkeypatch.setattr(moves, "_BYTES", 4 * clusters.second_KDD[0].nbytes)
+    torch.testing.assert_close(log_merge_ratio(PRIOR, 10.0, clusters, pair_P2, weight_K), whole_P)
+    assert log_merge_ratio(PRIOR, 10.0, clusters, pair_P2[:0], weight_K).tolist() == []
+
+
+def test_the_log_joint_by_hand() -> None:
+    """Clusters of 2 and 3 rows, alpha 10: 10^2 1! 2! G(10) / G(15) times the marginal likelihoods."""
+    pair = _pair(0, 2, 3, 4.0)
+    expected = 2 * math.log(10) + math.log(2) + math.lgamma(10) - math.lgamma(15) + PRIOR.log_marginal(pair).sum().item()
+    assert log_joint(PRIOR, 10.0, pair) == pytest.approx(expected, abs=1e-10)
+    assert joint_of(cluster_weight(PRIOR, 10.0, pair), 10.0, 5.0) == pytest.approx(expected, abs=1e-10)
+
+
+def test_neighbours_make_each_pair_once() -> None:
+    mean_KD = torch.tensor([[0.0], [1.0], [10.0], [12.0]])
+    assert neighbor_pairs(mean_KD, 1).tolist() == [[0, 1], [2, 3]]
+    assert neighbor_pairs(mean_KD, 2).tolist() == [[0, 1], [0, 2], [1, 2], [1, 3], [2, 3]]
+    assert len(neighbor_pairs(mean_KD, 9)) == 6
+
+
 def test_conflicting_merges_are_resolved_by_the_largest_gain() -> None:
     pairs = torch.tensor([[0, 1], [1, 2], [2, 3], [4, 5]])
     assert disjoint_pairs(pairs, torch.tensor([1.0, 5.0, 2.0, 0.5])) == [1, 3]
-
-
-def _slices(count: int, rows: int = 4000) -> Moments:
-    """One Gaussian cloud cut into slices of equal size along its first axis."""
-    x_ND = torch.randn(rows, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    set_N = (x_ND[:, 0].argsort().argsort() * count) // rows
-    return moments_of_sets(x_ND, set_N, count, PRIOR.mean_D)
-
-
-def _chain(count: int) -> torch.Tensor:
-    return torch.stack([torch.arange(count - 1), torch.arange(1, count)], dim=1)
-
-
-def test_the_gain_of_a_branch_is_that_of_the_log_joint() -> None:
-    slices = _slices(6)
-    ((group, gain),) = agglomerate(PRIOR, 10.0, slices, _chain(6))
-    assert group == list(range(6))
-    assert gain == pytest.approx(log_joint(PRIOR, 10.0, slices.total()) - log_joint(PRIOR, 10.0, slices), abs=1e-8)
-
-
-def test_a_branch_leaves_a_far_cluster_alone() -> None:
-    far = Moments(
-        torch.tensor([50.0]).double(), torch.full((1, 2), 5000.0).double(), torch.full((1, 2, 2), 5e5).double()
-    )
-    ((group, _),) = agglomerate(PRIOR, 10.0, Moments.cat([_slices(5), far]), _chain(6))
-    assert group == list(range(5))
-
-
-def test_clusters_that_are_apart_stay_apart() -> None:
-    generator = torch.Generator().manual_seed(0)
-    x_ND = torch.randn(300, 2, generator=generator, dtype=torch.float64)
-    set_N = torch.arange(300) % 3
-    x_ND += 30.0 * set_N[:, None]
-    assert agglomerate(PRIOR, 10.0, moments_of_sets(x_ND, set_N, 3, PRIOR.mean_D), _chain(3)) == []

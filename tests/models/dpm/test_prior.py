@@ -10,12 +10,14 @@ from scipy.stats import invgamma, multivariate_t, norm
 from models.clusterer import DataSummary
 from models.dpm.config import DPMConfig
 from models.dpm.prior import (
+    FINEST,
     NIW,
     Covariance,
     Diagonal,
     Prior,
     Spherical,
     Tied,
+    fitted_prior,
     niw_from,
     prior_from,
     prior_of,
@@ -112,11 +114,32 @@ def test_the_config_says_which_family(kind: Covariance, family: type[Prior]) -> 
     assert type(prior_from(DPMConfig(covariance=kind), _summary(3))) is family
 
 
-def test_a_scale_of_null_starts_from_the_width_of_the_data() -> None:
-    null, one = (prior_from(DPMConfig(prior_scale=scale), _summary(3, 4.0)) for scale in (None, 1.0))
+def test_a_scale_of_null_starts_from_a_tenth_of_the_data() -> None:
+    null, finest = (prior_from(DPMConfig(prior_scale=scale), _summary(3, 4.0)) for scale in (None, FINEST))
     half = niw_from(DPMConfig(prior_scale=0.5), _summary(3, 4.0))
-    torch.testing.assert_close(null.tensors(), one.tensors())
-    torch.testing.assert_close(2 * half.psi_DD, null.tensors()["psi_DD"])
+    assert FINEST == 0.1
+    torch.testing.assert_close(null.tensors(), finest.tensors())
+    torch.testing.assert_close(half.psi_DD, 5 * null.tensors()["psi_DD"])
+
+
+@pytest.mark.parametrize(("within", "finest"), [(0.5, False), (0.001, True)])
+def test_clusters_narrower_than_a_tenth_of_the_data_get_the_prior_of_that_scale(within: float, finest: bool) -> None:
+    """Four clusters at +-1 in each of two dimensions: the data's variance is 1 + `within`, the clusters' `within`."""
+    centre_KD = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]).double()
+    noise_ND = torch.randn(400, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    set_N = torch.arange(400) % 4
+    clusters = moments_of_sets(centre_KD[set_N] + math.sqrt(within) * noise_ND, set_N, 4, torch.zeros(2).double())
+    prior = niw_from(DPMConfig(), _summary(2))
+    prior = NIW(torch.zeros(2).double(), prior.kappa, prior.nu, prior.psi_DD)
+    fitted = fitted_prior(DPMConfig(), clusters, clusters.total(), prior)
+    assert isinstance(fitted, NIW)
+    if finest:
+        variance = float(clusters.total().variance_KD.mean()) / 400
+        torch.testing.assert_close(fitted.psi_DD, 0.1 * variance * torch.eye(2).double())
+        assert (fitted.nu, fitted.kappa) == (4, 1)
+    else:
+        torch.testing.assert_close(fitted.tensors(), prior.fitted_to(clusters).tensors())
+        assert (fitted.psi_DD / (fitted.nu - 3)).diagonal().tolist() == pytest.approx([within] * 2, rel=0.15)
 
 
 @pytest.mark.parametrize(("kind", "least"), [("full", 2), ("diagonal", 0), ("spherical", 0), ("tied", 2)])

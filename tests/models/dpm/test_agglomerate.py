@@ -1,0 +1,89 @@
+"""Groups of clusters that are likelier as one: what a branch gains, and what is left alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.dpm.agglomerate import agglomerate
+from models.dpm.moves import log_joint, neighbor_pairs
+from models.dpm.prior import NIW
+from models.moments import Moments, moments_of_sets
+
+PRIOR = NIW(torch.zeros(2).double(), 1.0, 4.0, torch.eye(2).double())
+
+
+def _slices(count: int, rows: int = 4000) -> Moments:
+    """One Gaussian cloud cut into slices of equal size along its first axis."""
+    x_ND = torch.randn(rows, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    set_N = (x_ND[:, 0].argsort().argsort() * count) // rows
+    return moments_of_sets(x_ND, set_N, count, PRIOR.mean_D)
+
+
+def _chain(count: int) -> torch.Tensor:
+    return torch.stack([torch.arange(count - 1), torch.arange(1, count)], dim=1)
+
+
+def test_the_gain_of_a_branch_is_that_of_the_log_joint() -> None:
+    slices = _slices(6)
+    ((group, gain),) = agglomerate(PRIOR, 10.0, slices, _chain(6))
+    assert group == list(range(6))
+    assert gain == pytest.approx(log_joint(PRIOR, 10.0, slices.total()) - log_joint(PRIOR, 10.0, slices), abs=1e-8)
+
+
+def test_a_branch_leaves_a_far_cluster_alone() -> None:
+    far = Moments(
+        torch.tensor([50.0]).double(), torch.full((1, 2), 5000.0).double(), torch.full((1, 2, 2), 5e5).double()
+    )
+    ((group, _),) = agglomerate(PRIOR, 10.0, Moments.cat([_slices(5), far]), _chain(6))
+    assert group == list(range(5))
+
+
+def test_clusters_that_are_apart_stay_apart() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x_ND = torch.randn(300, 2, generator=generator, dtype=torch.float64)
+    set_N = torch.arange(300) % 3
+    x_ND += 30.0 * set_N[:, None]
+    assert agglomerate(PRIOR, 10.0, moments_of_sets(x_ND, set_N, 3, PRIOR.mean_D), _chain(3)) == []
+
+
+@pytest.mark.parametrize("only_gains", [False, True])
+@settings(max_examples=40)
+@given(seed=st.integers(0, 999), count=st.integers(2, 12), spread=st.floats(0, 4))
+def test_groups_are_disjoint_and_gain_exactly_what_they_say(
+    only_gains: bool, seed: int, count: int, spread: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    set_N = torch.arange(10 * count) % count
+    x_ND = torch.randn(10 * count, 2, generator=generator, dtype=torch.float64)
+    x_ND += (spread * torch.randn(count, 2, generator=generator, dtype=torch.float64))[set_N]
+    clusters = moments_of_sets(x_ND, set_N, count, PRIOR.mean_D)
+    groups = agglomerate(PRIOR, 10.0, clusters, neighbor_pairs(clusters.mean_KD, 3), only_gains=only_gains)
+    members = [k for group, _ in groups for k in group]
+    assert len(members) == len(set(members))
+    assert [group for group, _ in groups] == sorted(group for group, _ in groups)
+    for group, gain in groups:
+        parts = clusters[torch.tensor(group)]
+        assert len(group) > 1
+        assert gain > 0
+        assert gain == pytest.approx(log_joint(PRIOR, 10.0, parts.total()) - log_joint(PRIOR, 10.0, parts), abs=1e-7)
+
+
+def test_joining_gains_alone_misses_a_branch_whose_pairs_refuse() -> None:
+    """Slices of a cloud so thin that no two of them want to merge, and all together do."""
+    slices = _slices(2, 2000)
+    found = {}
+    for count in range(2, 30):
+        slices = _slices(count, 2000)
+        pairs = [
+            log_joint(PRIOR, 10.0, slices[torch.tensor([k, k + 1])].total())
+            - log_joint(PRIOR, 10.0, slices[torch.tensor([k, k + 1])])
+            for k in range(count - 1)
+        ]
+        found[count] = max(pairs)
+        if max(pairs) < 0 and agglomerate(PRIOR, 10.0, slices, _chain(count)):
+            assert agglomerate(PRIOR, 10.0, slices, _chain(count), only_gains=True) == []
+            return
+    pytest.fail(f"no such slices: {found}")
