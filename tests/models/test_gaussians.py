@@ -92,7 +92,10 @@ def test_single_precision_holds_far_from_zero() -> None:
     x_ND = (1e4 + _normal(50, 3)).float()
     gaussians = Gaussians(torch.full((3,), 1e4).double(), torch.zeros(1, 3).double(), torch.eye(3).double()[None])
     expected_N = norm.logpdf(x_ND.double().numpy() - 1e4).sum(axis=1)
-    for density_N1 in (gaussians.log_density(x_ND, single=True), gaussians.log_density_at(x_ND, torch.zeros(50, 1).long())):
+    for density_N1 in (
+        gaussians.log_density(x_ND, single=True),
+        gaussians.log_density_at(x_ND, torch.zeros(50, 1).long()),
+    ):
         np.testing.assert_allclose(density_N1[:, 0].numpy(), expected_N, rtol=1e-5)
 
 

@@ -69,7 +69,9 @@ def test_moments_add_over_rows(diagonal: bool, cut: int, seed: int) -> None:
 
 
 def test_adding_in_place_changes_the_left_side_only() -> None:
-    left, right = (moments_of_sets(_rows(5, seed), torch.zeros(5).long(), 1, torch.zeros(3).double()) for seed in (0, 1))
+    left, right = (
+        moments_of_sets(_rows(5, seed), torch.zeros(5).long(), 1, torch.zeros(3).double()) for seed in (0, 1)
+    )
     kept, other, total = left, {name: value.clone() for name, value in right.tensors().items()}, left + right
     left += right
     assert left is kept

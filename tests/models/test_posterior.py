@@ -82,9 +82,7 @@ def _assert_agrees(found: Assignment, expected: list[tuple[int, int, float, int,
 
 
 @settings(max_examples=60)
-@given(
-    seed=st.integers(0, 10_000), rows=st.integers(1, 8), ids=st.lists(st.integers(0, 4), min_size=1, max_size=7)
-)
+@given(seed=st.integers(0, 10_000), rows=st.integers(1, 8), ids=st.lists(st.integers(0, 4), min_size=1, max_size=7))
 def test_dense_and_candidate_forms_agree_with_a_plain_version(seed: int, rows: int, ids: list[int]) -> None:
     generator, count, id_K = torch.Generator().manual_seed(seed), len(ids), torch.tensor(ids)
     joint_NK = 3 * torch.randn(rows, count, generator=generator, dtype=torch.float64)

@@ -24,7 +24,9 @@ def _normal(rows: int, seed: int = 0) -> Tensor:
     return torch.randn(rows, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _sets(sizes: list[int], centre_KD: list[list[float]], config: DPMConfig = CONFIG) -> tuple[Population, Moments, Tensor]:
+def _sets(
+    sizes: list[int], centre_KD: list[list[float]], config: DPMConfig = CONFIG
+) -> tuple[Population, Moments, Tensor]:
     """Unit clouds of these sizes at these centres, and which one each row is of."""
     set_N = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     x_ND = _normal(len(set_N)) + torch.tensor(centre_KD).double()[set_N]

@@ -86,7 +86,9 @@ def test_merge_ratios_do_not_depend_on_how_many_are_taken_at_once(monkeypatch: p
 def test_the_log_joint_by_hand() -> None:
     """Clusters of 2 and 3 rows, alpha 10: 10^2 1! 2! G(10) / G(15) times the marginal likelihoods."""
     pair = _pair(0, 2, 3, 4.0)
-    expected = 2 * math.log(10) + math.log(2) + math.lgamma(10) - math.lgamma(15) + PRIOR.log_marginal(pair).sum().item()
+    expected = (
+        2 * math.log(10) + math.log(2) + math.lgamma(10) - math.lgamma(15) + PRIOR.log_marginal(pair).sum().item()
+    )
     assert log_joint(PRIOR, 10.0, pair) == pytest.approx(expected, abs=1e-10)
     assert joint_of(cluster_weight(PRIOR, 10.0, pair), 10.0, 5.0) == pytest.approx(expected, abs=1e-10)
 

@@ -37,7 +37,10 @@ def _on_trial(kind: Covariance, assignment: str = "predictive") -> Population:
     """Three clusters; the second on trial along its second axis, the third with halves that have settled."""
     x_ND, config = _rows(), DPMConfig.model_validate({"covariance": kind, "assignment": assignment})
     prior = _prior(kind, x_ND)
-    whole, halves = _moments(prior, x_ND, torch.arange(400) % 3), _moments(prior, x_ND, (torch.arange(400) % 5).clamp_max(1))
+    whole, halves = (
+        _moments(prior, x_ND, torch.arange(400) % 3),
+        _moments(prior, x_ND, (torch.arange(400) % 5).clamp_max(1)),
+    )
     roster = Roster(config, prior, 10.0)
     roster.enter(4, whole[torch.tensor([0])])
     roster.entries.append(Entry(0, whole[torch.tensor([1])], axis=1, tried=99.0, trial=True))
