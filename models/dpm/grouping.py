@@ -39,9 +39,6 @@ _ALL_PAIRS = 64  # components up to which every pair is compared
 _NEIGHBORS = 8  # nearest others that a component is compared with beyond that; farther overlaps count as 0
 _CHUNK = 2**21  # floats of one temporary, 16 MB
 _LEAST_WEIGHT = 1e-300
-# Components that hold half of the data's variance lie over each other, and their shapes tell them apart: neither a
-# valley on one axis nor a resolution has anything to say of them, and a broad one would draw the others in.
-_WIDE = 0.5
 
 
 class GroupingConfig(Config):
@@ -68,6 +65,11 @@ class GroupingConfig(Config):
         0.7, gt=0, description="overlap, as part of the smaller group, from which on it belongs to the larger"
     )
     # Bounds the time. Few rows show shallow valleys only, so far fewer would join more.
+    # Such components lie over each other, and their shapes tell them apart: neither a valley on one axis nor a
+    # resolution has anything to say of them, and a broad one would draw the others in.
+    wide: float = Field(
+        0.5, gt=0, description="part of the data's variance inside components from which on each is a cluster"
+    )
     rows: int = Field(1000, ge=1, description="sampled rows of each component in which valleys are sought")
 
 
@@ -184,8 +186,8 @@ def grouped(
 
     `x_MD` is a uniform sample of the rows in the data's coordinates, and `component_M` their components; 65,536 rows
     are plenty. Where a component has more than `config.rows` of them, its first ones are projected, and only thus does
-    the order of rows count. Components as wide as half of the data's variance stay apart. Otherwise deterministic, and up to naming independent of the order of the components;
-    independent of rotation, shift and unit of the data up to rounding.
+    the order of rows count. Otherwise deterministic, and up to naming independent of the order of the components;
+    independent of rotation, shift and unit of the data up to rounding. Wide components (`config.wide`) stay apart.
 
     Up to 64 components every pair is compared, O(K^2 D^3) time; beyond, each with its 8 nearest, O(K^2 D + K D^3), and
     the tree may end in several groups that nothing links. Valleys cost O(D^3 + n (D + log n)) for each pair that
@@ -194,7 +196,7 @@ def grouped(
     """
     weight_K, mean_KD, covariance = weight_K.cpu().double().clamp_min(_LEAST_WEIGHT), *_moments(gaussians.to("cpu"))
     weight_K = weight_K / weight_K.sum()
-    if _width(weight_K, mean_KD, covariance) >= _WIDE:
+    if config.wide <= _width(weight_K, mean_KD, covariance) < 1:
         return Grouping(torch.arange(len(weight_K)), (), 0.0)
     variance = config.resolution * blur(weight_K, mean_KD, covariance)
     pair_P2 = _pairs(mean_KD)

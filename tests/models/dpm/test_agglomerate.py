@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.dpm.agglomerate import agglomerate
-from models.dpm.moves import log_joint, neighbor_pairs
+from models.dpm.moves import cluster_weight, log_joint, log_merge_ratio, neighbor_pairs
 from models.dpm.prior import NIW
 from models.moments import Moments, moments_of_sets
 
@@ -72,18 +74,13 @@ def test_groups_are_disjoint_and_gain_exactly_what_they_say(
 
 
 def test_joining_gains_alone_misses_a_branch_whose_pairs_refuse() -> None:
-    """Slices of a cloud so thin that no two of them want to merge, and all together do."""
-    slices = _slices(2, 2000)
-    found = {}
-    for count in range(2, 30):
-        slices = _slices(count, 2000)
-        pairs = [
-            log_joint(PRIOR, 10.0, slices[torch.tensor([k, k + 1])].total())
-            - log_joint(PRIOR, 10.0, slices[torch.tensor([k, k + 1])])
-            for k in range(count - 1)
-        ]
-        found[count] = max(pairs)
-        if max(pairs) < 0 and agglomerate(PRIOR, 10.0, slices, _chain(count)):
-            assert agglomerate(PRIOR, 10.0, slices, _chain(count), only_gains=True) == []
-            return
-    pytest.fail(f"no such slices: {found}")
+    """A cloud cut into its core and three sectors around it: no two of them want to merge, and all together do."""
+    x_ND = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sector_N = ((torch.atan2(x_ND[:, 1], x_ND[:, 0]) / (2 * math.pi) + 0.5) * 3).long().clamp_max(2)
+    clusters = moments_of_sets(x_ND, torch.where(x_ND.norm(dim=1) < 0.6, 3, sector_N), 4, PRIOR.mean_D)
+    pair_P2 = torch.combinations(torch.arange(4))
+    assert log_merge_ratio(PRIOR, 10.0, clusters, pair_P2, cluster_weight(PRIOR, 10.0, clusters)).max() < -10
+    assert agglomerate(PRIOR, 10.0, clusters, pair_P2, only_gains=True) == []
+    ((group, gain),) = agglomerate(PRIOR, 10.0, clusters, pair_P2)
+    assert group == [0, 1, 2, 3]
+    assert gain > 100

@@ -112,7 +112,8 @@ def test_close_means_of_different_shapes_stay_apart_in_many_dimensions() -> None
     z_MD = torch.randn(6000, dim, generator=generator, dtype=torch.float64)
     x_MD = mean_KD[component_M] + (shape_KDD[component_M] @ z_MD[..., None])[..., 0]
     assert _grouped(x_MD, component_M).cluster_K.tolist() == list(range(count))
-    ungated = _grouped(x_MD, component_M, GroupingConfig(overlap=0.0))
+    assert _grouped(x_MD, component_M, GroupingConfig(wide=2.0)).cluster_K.tolist() == list(range(count))
+    ungated = _grouped(x_MD, component_M, GroupingConfig(overlap=0.0, wide=2.0))
     assert int(ungated.cluster_K.max()) + 1 < count  # so it is the overlap that keeps them apart
 
 
