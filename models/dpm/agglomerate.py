@@ -19,6 +19,10 @@ from models.dpm.moves import cluster_weight, log_merge_ratio
 from models.dpm.prior import Prior
 from models.moments import Moments
 
+# Nats per row. A cloud cut in two by hard assignment looks likelier by at most about log 2 a row; clusters that are
+# different lose several, and a dendrogram of all of them up to the root would take most of a sweep.
+_HOPELESS = 1.0
+
 Group = tuple[list[int], float]  # clusters, and what the log joint gains when they become one
 
 
@@ -36,8 +40,9 @@ class _Forest:
     heap: list[tuple[float, int, int]] = field(default_factory=list)
 
     def offer(self, gain: float, left: int, right: int) -> None:
-        """Queue a merge of two roots."""
-        if gain > 0 or not self.only_gains:
+        """Queue a merge of two roots, unless it costs more than what fragments of one cloud cost each other."""
+        rows = float(self.moments[left].count_K[0] + self.moments[right].count_K[0])
+        if gain > (0 if self.only_gains else -_HOPELESS * rows):
             heapq.heappush(self.heap, (-gain, min(left, right), max(left, right)))
 
     def propose(self, node: int, others: list[int]) -> None:

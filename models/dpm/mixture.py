@@ -74,7 +74,7 @@ class DPM:
     population: Population
     sample_MD: Tensor  # float32, the rows in which components are grouped
     cluster_K: Tensor | None = None  # id of each component's cluster, once the search has settled
-    opening: tuple[Move, ...] = ()  # moves made before the first pass, on the sample; told with the first update
+    opening: tuple[Move, ...] = ()  # moves made before the first pass, on the sample; a fit tells them first
 
     @property
     def id_K(self) -> Tensor:
@@ -112,7 +112,7 @@ class DPM:
         if settled and self.config.grouping is not None:
             model, joins = model.grouped(self.config.grouping)
             made += joins
-        return Update(model, (*self.opening, *made), objective, settled)
+        return Update(model, tuple(made), objective, settled)
 
     def grouped(self, config: GroupingConfig) -> tuple[DPM, list[Move]]:
         """The same mixture with its components grouped into clusters, and what was joined why."""

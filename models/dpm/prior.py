@@ -132,8 +132,8 @@ def _about(kind: Covariance, mean_D: Tensor, variance: float, strengths: tuple[f
     ):
         if not value > 0:
             raise ShoalError(f"{name} is {value:g} but must be more than 0; {advice}.")
-    # Rows that are all equal have no variance; any positive scale then describes them, and 1e-12 keeps it relative.
-    variance = scale * max(variance, 1e-12 * max(1.0, float(mean_D.square().max())))
+    # Rows that are all equal have no variance; any positive scale then describes them, relative to where they lie.
+    variance = scale * (max(variance, 1e-12 * float(mean_D.square().max())) or 1e-12)
     ones_D = torch.ones(dim, dtype=torch.float64)
     if kind == "full":
         return NIW(mean_D, rows, nu, variance * ones_D.diag())

@@ -29,6 +29,8 @@ from models.dpm.prior import fitted_prior
 from models.moments import Moments
 
 _DRIFT = 0.05  # a cluster whose size has changed by this fraction since its axes were tried deserves a new trial
+_HOPELESS = 1.0  # nats per row that halves cost; a cloud cut in two costs or gains some tenths
+_LEAST_TRIALS, _TRIAL_FLOATS = 64, 2**23  # at a time: 64 MB of second moments
 _REFIT = 0.02  # the prior is fitted again when the number of clusters has changed by this fraction
 
 
@@ -53,10 +55,17 @@ class _Sweep:
     living_K: Tensor  # bool
     first: Moments  # (J)
     second: Moments  # (J)
+    ratio_J: Tensor  # log H of the split of each trial
     whole: Moments
     weight_K: Tensor
     rng: torch.Generator
     over: bool  # the search has ended: proposals are still recorded, none is accepted
+
+    @property
+    def hopeless_J(self) -> Tensor:
+        """Trials so far from a split that no better halves would change it: as many parameters for so few rows."""
+        rows_J = self.first.count_K + self.second.count_K
+        return (self.ratio_J < -_HOPELESS * rows_J) & self.ratio_J.isfinite()
 
     def accepts(self, log_ratio_P: Tensor) -> Tensor:
         """Greedy: H > 1. Metropolis: with probability min(1, H)."""
@@ -69,9 +78,9 @@ class _Sweep:
     def splits(self) -> tuple[list[int], list[Move]]:
         """Which trials end in a split, and every split proposed: those whose subclusters have had time to settle."""
         old = self.old
-        ratio_J = log_split_ratio(old.prior, old.concentration, self.first, self.second)
+        ratio_J = self.ratio_J
         least_J = torch.minimum(self.first.count_K, self.second.count_K)
-        ripe_J = (old.age_J + 1 >= self.config.patience) & self.living_K[old.trial_J]
+        ripe_J = ((old.age_J + 1 >= self.config.patience) | self.hopeless_J) & self.living_K[old.trial_J]
         split_J = ripe_J & (least_J >= self.config.min_size) & self.accepts(ratio_J)
         moves, next_id = [], old.next_id
         for j in torch.nonzero(ripe_J).flatten().tolist():
@@ -166,7 +175,8 @@ def next_population(
     progress = _advanced(old.progress, objective, config.tolerance)
     over = progress.stalled >= config.stall(old.prior.dim)
     living_K, made = deaths(config, old, whole, weight_K, sums.runner_up_K, over=over)
-    sweep = _Sweep(config, old, living_K, first, second, whole, weight_K, rng, over)
+    ratio_J = log_split_ratio(old.prior, old.concentration, first, second)
+    sweep = _Sweep(config, old, living_K, first, second, ratio_J, whole, weight_K, rng, over)
     split, split_moves = sweep.splits()
     busy_K = ~living_K
     busy_K[old.trial_J[split]] = True
@@ -246,6 +256,7 @@ def _keep(roster: Roster, sweep: _Sweep, gone: set[int], quiet: bool) -> None:
     """
     old, axes = sweep.old, min(sweep.config.axes, sweep.old.prior.dim)
     trial = {k: j for j, k in enumerate(old.trial_J.tolist())}
+    hopeless, room = set(torch.nonzero(sweep.hopeless_J).flatten().tolist()), _trials(old.prior.dim) - len(trial)
     for k, identity in enumerate(old.id_K.tolist()):
         if k in gone:
             continue
@@ -253,12 +264,20 @@ def _keep(roster: Roster, sweep: _Sweep, gone: set[int], quiet: bool) -> None:
         rows = float(whole.count_K[0])
         drifted = abs(rows - tried) > _DRIFT * tried
         if k in trial:
-            entry = _on_trial(sweep, trial[k], Entry(identity, whole, axis, tried), axes)
-        elif quiet and not sweep.over and (axis < axes or drifted):
+            entry = Entry(identity, whole, axes, tried)
+            if trial[k] not in hopeless:
+                entry = _on_trial(sweep, trial[k], replace(entry, axis=axis), axes)
+        elif quiet and not sweep.over and (axis < axes or drifted) and room > 0:
+            room -= 1
             entry = Entry(identity, whole, axis if axis < axes else 0, rows, trial=True)
         else:
             entry = Entry(identity, whole, axis, tried)
         roster.entries.append(entry)
+
+
+def _trials(dim: int) -> int:
+    """How many trials there is memory for at a time: their Moments and halves take some times D^2 each."""
+    return max(_LEAST_TRIALS, _TRIAL_FLOATS // dim**2)
 
 
 def _on_trial(sweep: _Sweep, j: int, entry: Entry, axes: int) -> Entry:

@@ -162,7 +162,11 @@ def _fit_worker(
 def _started(algorithm: ClustererConfig, rows: WorkerRows, config: FitConfig) -> _Search:
     data = rows.summarize(config.sample_rows, config.seed)
     rng_state = torch.Generator().manual_seed(config.seed).get_state()
-    first = _Search(start(algorithm, data), rng_state) if rows.world.rank == 0 else None
+    first = None
+    if rows.world.rank == 0:
+        model = start(algorithm, data)
+        opening: tuple[Move, ...] = getattr(model, "opening", ())  # of a search on the sample
+        first = _Search(model, rng_state, moves=tuple((0, move) for move in opening))
     return _agreed(algorithm, first, rows.world)
 
 

@@ -9,10 +9,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from models.clusterer import DataSummary
 from models.dpm.config import DPMConfig
 from models.dpm.population import Entry, Population, Progress, Roster, cut_in_two, newborn
 from models.dpm.prior import Covariance, Prior, prior_of
-from models.clusterer import DataSummary
 from models.moments import Moments, moments_of_sets
 
 KINDS: list[Covariance] = ["full", "diagonal", "spherical", "tied"]

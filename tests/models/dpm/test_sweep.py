@@ -36,8 +36,9 @@ def _clouds(rows: int, clouds: int, apart: float, seed: int = 0) -> tuple[Tensor
 
 
 def _prior(kind: Covariance, x_ND: Tensor) -> Prior:
-    covariance_DD = torch.cov(x_ND.double().T, correction=0)
-    return prior_of(kind, DataSummary(len(x_ND), x_ND.double().mean(dim=0), covariance_DD, x_ND, 0), 0.5, 1.0, None)
+    """Expects unit covariances, which all clouds here have, around the mean of the rows."""
+    eye_DD = torch.eye(x_ND.shape[1]).double()
+    return prior_of(kind, DataSummary(len(x_ND), x_ND.double().mean(dim=0), eye_DD, x_ND, 0), 1.0, 1.0, None)
 
 
 def _moments(prior: Prior, x_ND: Tensor, set_N: Tensor) -> Moments:
@@ -57,8 +58,10 @@ def _swept(
 
 def _one_trial(config: DPMConfig, prior: Prior, halves: Moments) -> Population:
     """One cluster whose split is on trial, about to be judged."""
-    roster = Roster(config, prior, config.concentration)
-    roster.entries.append(Entry(0, halves.total(), trial=True, age=config.patience, halves=halves))
+    roster, whole = Roster(config, prior, config.concentration), halves.total()
+    roster.entries.append(
+        Entry(0, whole, tried=float(whole.count_K[0]), trial=True, age=config.patience, halves=halves)
+    )
     return roster.population(1, Progress())
 
 
@@ -118,7 +121,10 @@ def test_cells_of_three_clouds_become_three_and_the_largest_names_them(kind: Cov
     assert all(move.log_ratio > 0 and "likelier together" in move.why for move in accepted)
     refused = [move for move in moves if not move.accepted]
     assert refused
-    assert all(move.log_ratio < 0 and move.why == "likelier apart" for move in refused)
+    assert any(move.log_ratio < 0 for move in refused)
+    for move in refused:
+        better = "likelier together, but one of them has a better merge in this sweep"
+        assert move.why == (better if move.log_ratio > 0 else "likelier apart")
 
 
 @each_family
@@ -211,7 +217,7 @@ def test_patience_is_how_many_sweeps_subclusters_take() -> None:
 
 def test_a_branch_that_no_pair_wants_is_merged_as_a_whole() -> None:
     """The core of a cloud and three sectors around it."""
-    x_ND = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
+    x_ND = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     sector_N = ((torch.atan2(x_ND[:, 1], x_ND[:, 0]) / (2 * math.pi) + 0.5) * 3).long().clamp_max(2)
     prior = _prior("full", x_ND)
     moments = _moments(prior, x_ND, torch.where(x_ND.norm(dim=1) < 0.6, 3, sector_N))
@@ -248,8 +254,8 @@ def test_a_stalled_search_records_what_it_would_have_done_and_does_nothing() -> 
         waiting = replace(population, progress=Progress(best=1e9, stalled=stalled))
         after, moves, _ = _swept(CONFIG, waiting, cells, trials=True)
         wanted = [move for move in moves if move.log_ratio > 0]
-        assert len(wanted) == 3
-        assert [move.accepted for move in wanted] == [not ended] * 3
+        assert sum(move.accepted for move in moves) == (0 if ended else 3)
+        assert len(wanted) >= 3
         assert all(("but the search has ended" in move.why) == ended for move in wanted)
         assert len(after) == (6 if ended else 3)
         assert len(after.trial_J) == 0
@@ -269,11 +275,12 @@ def test_a_best_that_was_forgotten_does_not_start_the_count_again() -> None:
 
 
 def test_metropolis_follows_its_generator() -> None:
-    """A cut through one cloud: about -3 nats, so that some generators take it and most do not."""
+    """Rows so far from their cloud that some generators take them apart and most do not."""
     x_ND, _ = _clouds(40, 1, 0.0)
+    x_ND[:4] = 0.3 * x_ND[:4] + 1.7
     config = _config("full", metropolis=True, min_size=2)
     prior = _prior("full", x_ND)
-    halves = _moments(prior, x_ND, (torch.arange(40) < 2).long())
+    halves = _moments(prior, x_ND, (torch.arange(40) < 4).long())
     population = _one_trial(config, prior, halves)
     ratio = log_split_ratio(prior, 10.0, halves[torch.tensor([0])], halves[torch.tensor([1])]).item()  # type: ignore[arg-type]
     assert -4 < ratio < -0.2
