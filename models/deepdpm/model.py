@@ -17,9 +17,9 @@ from models.clusterer import Assignment, Stats, Update, check_dim
 from models.deepdpm.config import DeepDPMConfig
 from models.deepdpm.mixture import Mixture
 from models.deepdpm.search import part, prefixed
-from models.deepdpm.statistics import largest, sparse_moments
+from models.deepdpm.statistics import largest
 from models.dpm.prior import NIW
-from models.moments import Moments
+from models.moments import Moments, sparse_moments
 from models.posterior import posterior_assignment
 
 
@@ -73,8 +73,8 @@ class DeepDPM:
         check_dim(x_ND, self.dim)
         joint_NK = self.mixture.log_joint(x_ND)
         row_E, cluster_E, weight_E = largest(joint_NK, self.config.candidates)
-        centred_ND = x_ND.double() - self.prior.mean_D.to(x_ND.device)
-        clusters = sparse_moments(centred_ND, row_E, cluster_E, weight_E, len(self.id_K))
+        origin_D = self.prior.mean_D.to(x_ND.device)
+        clusters = sparse_moments(x_ND, row_E, cluster_E, weight_E, len(self.id_K), origin_D)
         return MixtureStats(clusters, joint_NK.logsumexp(dim=1).sum())
 
     def maximize(self, stats: Stats, rng: torch.Generator) -> Update:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from models.clusterer import DataSummary
-from models.deepdpm.statistics import sparse_moments
-from models.moments import Moments
+from models.moments import Moments, sparse_moments
 from models.neighbors import kmeans_seeds, nearest
 
 
@@ -26,5 +25,5 @@ def first_cells(data: DataSummary, clusters: int, origin_D: Tensor) -> Moments:
     seed_KD = kmeans_seeds(sample_MD, min(clusters, len(sample_MD)), data.seed, restarts=1)
     cell_M = nearest(sample_MD, seed_KD, 1)[1][:, 0]
     one_M = torch.full((len(sample_MD),), data.rows / len(sample_MD), dtype=torch.float64)
-    cells = sparse_moments(sample_MD.double() - origin_D, torch.arange(len(sample_MD)), cell_M, one_M, len(seed_KD))
+    cells = sparse_moments(sample_MD, torch.arange(len(sample_MD)), cell_M, one_M, len(seed_KD), origin_D)
     return cells[torch.nonzero(cells.count_K > 0).flatten()]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.deepdpm.mixture import Mixture
 from models.deepdpm.network import DeepDPMNet
-from models.moments import Moments
+from models.moments import Moments, moments_of_sets, sparse_moments
 from models.posterior import most_probable
 
 _LEAST = 1e-6  # responsibilities below are rounding of a float32 softmax
@@ -83,19 +83,17 @@ def net_statistics(net: DeepDPMNet, x_ND: Tensor, origin_D: Tensor, candidates: 
 
 def _block(net: DeepDPMNet, x_ND: Tensor, origin_D: Tensor, candidates: int) -> NetStats:
     clusters, said = len(net.last.bias), net(x_ND)
-    centred_ND = x_ND.double() - origin_D.to(x_ND.device)
+    origin_D = origin_D.to(x_ND.device)
     row_N = torch.arange(len(x_ND), device=x_ND.device)
     row_E, cluster_E, weight_E = largest(said.logit_BK, candidates)
     pair_N2 = torch.softmax(said.pair_B2.double(), dim=1)
     first_N = 2 * said.cluster_B
     return NetStats(
-        clusters=sparse_moments(centred_ND, row_E, cluster_E, weight_E, clusters),
+        clusters=sparse_moments(x_ND, row_E, cluster_E, weight_E, clusters, origin_D),
         halves=sparse_moments(
-            centred_ND, row_N.repeat(2), torch.cat([first_N, first_N + 1]), pair_N2.T.flatten(), 2 * clusters
+            x_ND, row_N.repeat(2), torch.cat([first_N, first_N + 1]), pair_N2.T.flatten(), 2 * clusters, origin_D
         ),
-        members=sparse_moments(
-            centred_ND, row_N, first_N + said.pair_B2.argmax(dim=1), torch.ones_like(centred_ND[:, 0]), 2 * clusters
-        ),
+        members=moments_of_sets(x_ND, first_N + said.pair_B2.argmax(dim=1), 2 * clusters, origin_D),
     )
 
 
@@ -109,24 +107,3 @@ def largest(logit_NK: Tensor, candidates: int) -> tuple[Tensor, Tensor, Tensor]:
     weight_NC = weight_NC / weight_NC.sum(dim=1, keepdim=True)
     row_E, column_E = torch.nonzero(weight_NC, as_tuple=True)
     return row_E, cluster_NC[row_E, column_E], weight_NC[row_E, column_E]
-
-
-def sparse_moments(centred_ND: Tensor, row_E: Tensor, set_E: Tensor, weight_E: Tensor, num_sets: int) -> Moments:
-    """Moments of weighted sets of which each row is in few: row `row_E` in set `set_E` by `weight_E`.
-
-    O(E D^2) time, O(E D) memory; equals `weighted_moments` of the dense weights.
-    """
-    order_E = torch.argsort(set_E, stable=True)
-    rows_ED, weight_E = centred_ND[row_E[order_E]], weight_E[order_E]
-    weighted_ED = rows_ED * weight_E[:, None]
-    dim = centred_ND.shape[1]
-    sizes = torch.bincount(set_E, minlength=num_sets)
-    second_KDD = centred_ND.new_zeros(num_sets, dim, dim)
-    start = 0
-    for k, size in enumerate(sizes.tolist()):
-        if size:
-            second_KDD[k] = weighted_ED[start : start + size].T @ rows_ED[start : start + size]
-        start += size
-    set_E = set_E[order_E]
-    count_K = centred_ND.new_zeros(num_sets).index_add_(0, set_E, weight_E)
-    return Moments(count_K, centred_ND.new_zeros(num_sets, dim).index_add_(0, set_E, weighted_ED), second_KDD)

@@ -165,7 +165,7 @@ def test_halves_of_one_cloud_stay_together_and_the_next_axis_is_tried(kind: Cova
         population, (move,), _ = _swept(config, population, halves, trials=True)
         assert (move.kind, move.clusters, move.accepted) == ("split", (0,), False)
         left, right = halves[torch.tensor([0])], halves[torch.tensor([1])]
-        assert move.log_ratio == pytest.approx(log_split_ratio(prior, 10.0, left, right).item())  # type: ignore[arg-type]
+        assert move.log_ratio == pytest.approx(log_split_ratio(prior, 10.0, left, right).item())
         assert "are likelier together" in move.why
         assert population.axis_K.tolist() == [axis]
         assert len(population.trial_J) == (axis < 3)
@@ -282,7 +282,7 @@ def test_metropolis_follows_its_generator() -> None:
     prior = _prior("full", x_ND)
     halves = _moments(prior, x_ND, (torch.arange(40) < 4).long())
     population = _one_trial(config, prior, halves)
-    ratio = log_split_ratio(prior, 10.0, halves[torch.tensor([0])], halves[torch.tensor([1])]).item()  # type: ignore[arg-type]
+    ratio = log_split_ratio(prior, 10.0, halves[torch.tensor([0])], halves[torch.tensor([1])]).item()
     assert -4 < ratio < -0.2
     taken = [_swept(config, population, halves, seed)[1][0].accepted for seed in range(300)]
     assert taken == [_swept(config, population, halves, seed)[1][0].accepted for seed in range(300)]
