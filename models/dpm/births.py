@@ -53,7 +53,9 @@ class Births:
         ]
 
 
-def births(population: Population, k: int, x_nD: Tensor, attempts: int, rng: torch.Generator) -> Births:
+def births(
+    population: Population, k: int, x_nD: Tensor, attempts: int, rng: torch.Generator, min_size: int = 1
+) -> Births:
     """Groups of rows of cluster `k` that are likelier as clusters of their own, disjoint, best first.
 
     Sizes from half of the cluster down to 6 D rows, each `attempts` times and more often where small sizes have to be
@@ -65,11 +67,17 @@ def births(population: Population, k: int, x_nD: Tensor, attempts: int, rng: tor
         tries = min(_MOST_ATTEMPTS, max(attempts, len(x_nD) // (3 * size)))
         for seed in torch.randint(len(x_nD), (tries,), generator=rng).tolist():
             found.append(concentrate(whitened_nD, seed, size))
-    return _accepted(population, x_nD, [member for each in found for member in _variants(population, x_nD, each)])
+    proposals = [member for each in found for member in _variants(population, x_nD, each)]
+    return _accepted(population, x_nD, proposals, min_size)
 
 
-def judged(population: Population, x_nD: Tensor, set_n: Tensor) -> Births:
-    """Whether the rows of one cluster, cut into these sets, are likelier so; the largest set stays the cluster."""
+def judged(population: Population, x_nD: Tensor, set_n: Tensor, min_size: int = 1) -> Births:
+    """Whether the rows of one cluster, cut into these sets, are likelier so; the largest set stays the cluster.
+
+    Sets of fewer than `min_size` rows, which would die at once, go to the largest.
+    """
+    count_S = torch.bincount(set_n)
+    set_n = torch.where(count_S[set_n] < min_size, int(count_S.argmax()), set_n).unique(return_inverse=True)[1]
     sets = int(set_n.max()) + 1
     if sets < 2:
         return Births([], [], 0, -torch.inf)
@@ -137,10 +145,10 @@ def _variants(population: Population, x_nD: Tensor, inside_n: Tensor) -> list[Te
     return [inside_n, free_n]
 
 
-def _accepted(population: Population, x_nD: Tensor, proposals: list[Tensor]) -> Births:
+def _accepted(population: Population, x_nD: Tensor, proposals: list[Tensor], min_size: int) -> Births:
     """Greedy: the best proposal first, each later one judged against what is left of the cluster."""
     prior, alpha, rows = population.prior, population.concentration, len(x_nD)
-    proposals = [inside_n for inside_n in proposals if 0 < int(inside_n.sum()) < rows]
+    proposals = [inside_n for inside_n in proposals if min_size <= int(inside_n.sum()) <= rows - min_size]
     if not proposals:
         return Births([], [], 0, -torch.inf)
     whole = _moments(prior, x_nD, torch.zeros(rows, dtype=torch.int64), 1)
@@ -156,11 +164,11 @@ def _accepted(population: Population, x_nD: Tensor, proposals: list[Tensor]) -> 
         if ratio_P[p] <= 0:
             break
         fresh_n = proposals[p] & ~taken_n
-        if int(fresh_n.sum()) < (1 - _OVERLAP) * int(proposals[p].sum()):
+        if int(fresh_n.sum()) < max(min_size, (1 - _OVERLAP) * int(proposals[p].sum())):
             continue
         part = _moments(prior, x_nD[fresh_n], torch.zeros(int(fresh_n.sum()), dtype=torch.int64), 1)
         rest = _minus(left, part)
-        if float(rest.count_K[0]) < 1:
+        if float(rest.count_K[0]) < min_size:
             continue
         weight_3 = cluster_weight(prior, alpha, Moments.cat([part, rest, left]))
         gain = float(weight_3[0] + weight_3[1] - weight_3[2])

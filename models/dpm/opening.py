@@ -23,6 +23,7 @@ from models.moments import moments_of_sets
 from models.neighbors import cells
 
 _ROUNDS = 100
+_IDLE = 3  # rounds of births that brought nothing, after which what is born only dies again
 _SWEEPS = 12  # between births: enough to settle what matters, and a bound where it does not
 _FLAT = 1e-4  # relative change of the objective after which births are tried
 _FAILURES = 2  # attempts without a birth after which a cluster is whole, while it stays about the same
@@ -64,7 +65,7 @@ class _Opening:
 
     def bear(self) -> bool:
         """Try births in every cluster that may have one; whether there was any."""
-        population = self.model.population
+        config, population = self.model.config, self.model.population
         set_M = torch.cat([self.model.sets_of(x_mD)[0] for x_mD in self.x_MD.split(_BLOCK_ROWS)])
         order_M = torch.argsort(set_M, stable=True)
         next_id, ids, label_M, begin = population.next_id, population.id_K.tolist(), set_M.clone(), 0
@@ -79,7 +80,7 @@ class _Opening:
                 continue
             found = self._regrown(self.x_MD[member_n], times)
             if self.wide and not found.sets:
-                found = births(population, k, self.x_MD[member_n], self.model.config.attempts, self.rng)
+                found = births(population, k, self.x_MD[member_n], config.attempts, self.rng, config.min_size)
             children = list(range(next_id, next_id + len(found.sets)))
             self.moves += found.moves(ids[k], children, rows)
             for child, index_n in zip(children, found.sets, strict=True):
@@ -107,7 +108,7 @@ class _Opening:
         alone = _Opening(DPM(fixed, newborn(fixed, population.prior, sets[sets.count_K > 0]), x_nD[:1]), x_nD, self.rng)
         alone.settle()
         set_n = torch.cat([alone.model.sets_of(x_mD)[0] for x_mD in x_nD.split(_BLOCK_ROWS)])
-        return judged(population, x_nD, set_n.unique(return_inverse=True)[1])
+        return judged(population, x_nD, set_n, config.min_size)
 
     def _enter(self, label_M: Tensor, labels: list[int], next_id: int) -> None:
         population = self.model.population
@@ -134,9 +135,13 @@ def opened(model: DPM, data: DataSummary) -> DPM:
     """
     rng = torch.Generator().manual_seed(data.seed)
     opening = _Opening(model, data.sample_MD, rng, wide=is_wide(model.population.clusters, data.variance))
+    best, idle = -torch.inf, 0
     for _ in range(_ROUNDS):
         opening.settle()
-        if model.config.attempts == 0 or not opening.bear():
+        objective = opening.model.population.progress.objective
+        better = best == -torch.inf or objective - best > model.config.tolerance * abs(best)
+        best, idle = max(best, objective), 0 if better else idle + 1
+        if idle >= _IDLE or model.config.attempts == 0 or not opening.bear():
             break
     population = opening.model.population
     # The sample's objective says nothing of all rows', and no cluster has been cut on all rows.

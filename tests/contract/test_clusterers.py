@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import safetensors.torch
@@ -124,9 +124,8 @@ def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], relativ
     for name, value in expected.items():
         finite = value.double()[value.double().isfinite()]
         tolerance = relative * float(finite.abs().max()) if len(finite) else 0.0
-        torch.testing.assert_close(
-            actual[name], value, rtol=relative, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        message = partial("{}: {}".format, name)
+        torch.testing.assert_close(actual[name], value, rtol=relative, atol=tolerance, msg=message)
 
 
 def assert_same(actual: Assignment, expected: Assignment) -> None:

@@ -72,6 +72,7 @@ def test_halves_lie_on_both_sides_of_their_cluster(kind: Covariance) -> None:
     first, second = population.halves.mean_KD[:2]
     torch.testing.assert_close((first + second) / 2, population.clusters.mean_KD[1])
     assert (first - second).norm() > 0.1
+    torch.testing.assert_close(population.halves.covariance_KDD[0], population.halves.covariance_KDD[1])
     assert population.log_weight_half_H[:2].tolist() == [math.log(0.5)] * 2
 
 
