@@ -10,7 +10,7 @@ from models.config import Config
 from models.dpm.grouping import GroupingConfig
 
 _LEAST_STARTS, _MOST_STARTS = 32, 2048  # k-means cells that the search starts from
-_SQUARES_PER_START = 2**16  # rows x dimensions^2 of the sample per cell, between these limits
+_CUBES_PER_START = 2**21  # rows x dimensions^3 of the sample per cell, between these limits
 _ROWS_PER_START = 16
 _FLOATS_PER_ROW = 2**18  # multiplications that an E-step spends on a row before it is truncated
 _LEAST_CANDIDATES = 8
@@ -47,7 +47,7 @@ class DPMConfig(Config):
     )
     attempts: int = Field(6, ge=0, description="births tried in each cluster and size of the sample; 0 for none")
     min_size: int = Field(5, ge=2, description="rows that a cluster, or half of a split, must have")
-    patience: int = Field(3, ge=1, description="sweeps that subclusters take to settle before their split is judged")
+    patience: int = Field(2, ge=1, description="sweeps that subclusters take to settle before their split is judged")
     axes: int = Field(3, ge=1, description="principal axes along which a cluster is cut before it counts as whole")
     merge_neighbors: int = Field(3, ge=1, description="nearest other clusters that a merge is tried with")
     candidates: int | None = Field(
@@ -77,9 +77,7 @@ class DPMConfig(Config):
         """
         if self.initial_clusters is not None:
             return min(self.initial_clusters, rows)
-        return max(
-            1, min(_MOST_STARTS, max(_LEAST_STARTS, rows * dim**2 // _SQUARES_PER_START), rows // _ROWS_PER_START)
-        )
+        return max(1, min(_MOST_STARTS, max(_LEAST_STARTS, rows * dim**3 // _CUBES_PER_START), rows // _ROWS_PER_START))
 
     def evaluated(self, dim: int) -> int:
         """C: clusters evaluated for each row."""

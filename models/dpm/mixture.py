@@ -34,7 +34,7 @@ _WHY = {
     "continuity": "components of one cluster: they overlap, and the valley between them is {:.2f} nats deep",
     "shade": "components of one cluster: at this resolution the smaller is part of the larger ({:.2f} nats)",
 }
-_DOUBLE = 2**14  # K D^2 up to which float64 costs nothing that matters
+_DOUBLE = 2**10  # K D^2 up to which float64 costs nothing that matters
 
 
 @dataclass(frozen=True, eq=False)

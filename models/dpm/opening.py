@@ -24,7 +24,7 @@ from models.neighbors import cells
 
 _ROUNDS = 100
 _IDLE = 3  # rounds of births that brought nothing, after which what is born only dies again
-_SWEEPS = 12  # between births: enough to settle what matters, and a bound where it does not
+_SWEEPS = 8  # between births: enough to settle what matters, and a bound where it does not
 _FLAT = 1e-4  # relative change of the objective after which births are tried
 _FAILURES = 2  # attempts without a birth after which a cluster is whole, while it stays about the same
 _DRIFT = 0.02  # relative change of its size that makes it another
@@ -134,7 +134,8 @@ def opened(model: DPM, data: DataSummary) -> DPM:
     Sweeps cost what `expect` and `maximize` cost on M rows, births what `births` says. At most 100 rounds.
     """
     rng = torch.Generator().manual_seed(data.seed)
-    opening = _Opening(model, data.sample_MD, rng, wide=is_wide(model.population.clusters, data.variance))
+    wide = is_wide(model.population.clusters, data.variance)
+    opening = _Opening(model, data.sample_MD, rng, wide=wide)
     best, idle = -torch.inf, 0
     for _ in range(_ROUNDS):
         opening.settle()
