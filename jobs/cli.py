@@ -123,6 +123,10 @@ def extract(
 def cluster(
     table: Table,
     name: Name = None,
+    prior_scale: Annotated[
+        float | None,
+        typer.Option("--prior-scale", help="Prior covariance in units of the data's variance; smaller is finer."),
+    ] = None,
     config: ConfigFile = None,
     sets: Sets = _NONE,
     dry_run: DryRun = False,
@@ -131,6 +135,8 @@ def cluster(
     """Find clusters, and how many there are, in a table of embeddings."""
     from jobs.cluster import Cluster
 
+    if prior_scale is not None:
+        sets = [*sets, f"cluster.algorithm.prior_scale={prior_scale}"]
     _carry_out(lambda settings: Cluster(table, name, settings), config, sets, dry_run, json)
 
 
@@ -257,7 +263,8 @@ def bench(
     _finish(result.figures, json)
     typer.echo(registry.json_line(benchmark, result))
     if not result.holds:
-        raise Missed(f"{name} misses its bar ({benchmark.bar}): it reached {result.value:.4g}.")
+        missed = ", ".join(f"{bar.name} is {bar.value:.4g}, {bar.text}" for bar in result.bars if not bar.holds)
+        raise Missed(f"{name} misses its bar ({benchmark.bar}): {missed}.")
 
 
 def _carry_out(

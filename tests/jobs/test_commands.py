@@ -59,6 +59,17 @@ def test_what_was_imported_or_clustered_before_is_skipped(collection: Path, tmp_
     assert figures_of(tmp_path, "assign", collection)["new_rows"] == 0
 
 
+def test_a_prior_scale_is_a_setting_of_the_mixture_and_refused_where_there_is_none(
+    collection: Path, tmp_path: Path
+) -> None:
+    plan = figures_of(tmp_path, "cluster", collection, "--prior-scale", "0.2", "--dry-run")
+    assert [step["state"] for step in plan["steps"]] == ["to do"]
+    assert figures_of(tmp_path, "cluster", collection, "--name", "given", "--prior-scale", "0.2")["clusters"] == 4
+    assert "prior_scale" in shoal("cluster", collection, "--prior-scale", "-1").output
+    refused = shoal("cluster", collection, "--prior-scale", "1", "--set", "cluster.algorithm.kind=kmeans")
+    assert refused.exit_code == 2
+
+
 def test_planted_clusters_score_as_they_should_by_name_or_all(collection: Path, tmp_path: Path) -> None:
     figures_of(
         tmp_path,
