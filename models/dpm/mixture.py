@@ -67,7 +67,9 @@ class DPM:
 
     `expect` costs O(N (K D + C D^2)) time, on the device of its rows; `maximize` O(K D^3), independent of N and always
     on the CPU, where the parameters live: they are small, and a sweep decides cluster by cluster. Where K is at most C
-    every row sees every cluster; beyond, the C whose means are nearest, and log densities are then float32.
+    every row sees every cluster; beyond, the C whose means are nearest, and log densities are then float32. Of 40,000
+    rows in 32-d, 100 components, that gives another cluster than exact evaluation to 0.05, 0.01 and 0 % at C = 8, 16
+    and 32 where they are clear (sigma 1.2), to 17, 8 and 3 % where they overlap (.55), so C should then be near K.
     """
 
     config: DPMConfig
