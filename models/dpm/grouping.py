@@ -31,6 +31,7 @@ from pydantic import Field
 from torch import Tensor
 
 from models.config import Config
+from models.dpm.spread import blur, width
 from models.dpm.valley import SampledGroups
 from models.gaussians import Gaussians, deviations, factorize, log_determinant
 from models.neighbors import nearest_centroids_of
@@ -196,7 +197,7 @@ def grouped(
     """
     weight_K, mean_KD, covariance = weight_K.cpu().double().clamp_min(_LEAST_WEIGHT), *_moments(gaussians.to("cpu"))
     weight_K = weight_K / weight_K.sum()
-    if config.wide <= _width(weight_K, mean_KD, covariance) < 1:
+    if config.wide <= width(weight_K, mean_KD, covariance) < 1:
         return Grouping(torch.arange(len(weight_K)), (), 0.0)
     variance = config.resolution * blur(weight_K, mean_KD, covariance)
     pair_P2 = _pairs(mean_KD)
@@ -207,31 +208,6 @@ def grouped(
     joins += _shade(weight_K, blurred, joins, config.bound)
     whole = Grouping(torch.arange(len(weight_K)), tuple(joins), math.sqrt(variance))
     return Grouping(whole.cut(sum(join.applied for join in joins)), whole.joins, whole.resolution)
-
-
-def _width(weight_K: Tensor, mean_KD: Tensor, covariance: Tensor) -> float:
-    """Part of the mixture's variance that is inside its components."""
-    variance_KD = covariance if covariance.ndim == 2 else covariance.diagonal(dim1=-2, dim2=-1)
-    within = float(weight_K @ variance_KD.mean(dim=1))
-    between = float(weight_K @ (mean_KD - weight_K @ mean_KD).square().mean(dim=1))
-    return within / max(within + between, _LEAST_WEIGHT)
-
-
-def blur(weight_K: Tensor, mean_KD: Tensor, covariance: Tensor) -> float:
-    """T (V / (V + T))^(2/3) (1 - V / T): a variance between the components' (V) and the data's (T).
-
-    V is the variance of a component along its own principal axes, each counted by its share, tr(C^2) / tr(C); T is the
-    mean variance of the mixture per coordinate. T alone would join many small clusters in few dimensions, V alone
-    follow the fineness of the mixture. Components as wide as the data leave no resolution between the two: then 0.
-    """
-    variance_KD = covariance if covariance.ndim == 2 else covariance.diagonal(dim1=-2, dim2=-1)
-    square_K = covariance.flatten(1).square().sum(dim=1)
-    spread = float(weight_K @ (square_K / variance_KD.sum(dim=1).clamp_min(_LEAST_WEIGHT)))
-    between_KD = (mean_KD - weight_K @ mean_KD).square()
-    total = float(weight_K @ (between_KD + variance_KD).mean(dim=1))
-    if total <= spread:
-        return 0.0
-    return total * math.pow(spread / (spread + total), 2 / 3) * (1 - spread / total)
 
 
 def bhattacharyya(mean_KD: Tensor, covariance: Tensor, pair_P2: Tensor, variance: float = 0.0) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from models.dpm import grouping
-from models.dpm.grouping import Grouping, GroupingConfig, bhattacharyya, blur, grouped
+from models.dpm.grouping import Grouping, GroupingConfig, bhattacharyya, grouped
+from models.dpm.spread import blur
 from models.gaussians import Gaussians
 
 CONFIG = GroupingConfig()
