@@ -58,7 +58,7 @@ def test_a_wrong_setting_is_one_sentence(sets: list[str], sentence: str) -> None
 
 
 def test_a_config_that_is_not_there_names_those_that_are() -> None:
-    with pytest.raises(ShoalError, match="no config file digitz; .* one of deepdpm, digits, fashion_mnist"):
+    with pytest.raises(ShoalError, match=r"no config file digitz; .* one of deepdpm, digits, fashion_mnist"):
         resolve(Path("digitz"))
 
 
