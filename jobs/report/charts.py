@@ -23,6 +23,7 @@ from jobs.report.data import MapPoints, Pass
 
 MAX_BARS_WITH_NAMES = 24
 MAX_MAP_LABELS = 40
+_FLAT = 1e-3  # relative range below which an objective is drawn as the flat line that it is
 
 # matplotlib needs a literal colour; these stand for variables of the style sheet, so that dark mode reaches the charts.
 _INK, _MUTED, _LINE, _ACCENT = "#010203", "#010204", "#010205", "#010206"
@@ -92,6 +93,9 @@ def history_chart(history: Sequence[Pass], label: str) -> Markup:
         above.set_ylim(bottom=0)
         above.yaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
         below.set_ylabel("objective")
+        low, high = below.get_ylim()
+        if high - low < _FLAT * abs(high):  # rounding magnified to the height of the chart says nothing
+            below.set_ylim(high - _FLAT * abs(high), high + _FLAT * abs(high))
         below.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
         below.yaxis.set_major_formatter(_Short())
         below.set_xlabel("pass")
