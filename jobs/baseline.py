@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 from jobs.cluster import choose, figures_of, plan_of
@@ -40,7 +39,7 @@ class Baseline:
         began = time.perf_counter()
         table = Collection.open(self.table)
         settings = self._settings(table)
-        with local_ray(self.config.ray) if settings.workers > 1 else nullcontext():
+        with local_ray(self.config.ray, needed=settings.workers > 1):
             summary = cluster(table, settings, NAME, on_progress)
         return figures_of("baseline", summary, time.perf_counter() - began)
 

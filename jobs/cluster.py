@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 from jobs.config import RunConfig
@@ -32,7 +31,7 @@ class Cluster:
     def run(self, on_progress: Progress) -> Figures:
         """Raises ShoalError for a table without embeddings."""
         began = time.perf_counter()
-        with local_ray(self.config.ray) if self.config.cluster.workers > 1 else nullcontext():
+        with local_ray(self.config.ray, needed=self.config.cluster.workers > 1):
             summary = cluster(Collection.open(self.table), self.config.cluster, self.name, on_progress)
         return figures_of("cluster", summary, time.perf_counter() - began)
 

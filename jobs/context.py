@@ -38,11 +38,15 @@ class RayConfig(Config):
 
 
 @contextmanager
-def local_ray(config: RayConfig) -> Iterator[None]:
+def local_ray(config: RayConfig, *, needed: bool = True) -> Iterator[None]:
     """A Ray session for the commands inside; what it started it stops, and a session already open is left alone.
 
-    Takes 4-7 s to start. Raises ShoalError when the cluster of `address` does not answer.
+    Nothing where none is `needed`. Takes 4-7 s to start. Raises ShoalError when the cluster of `address` does not
+    answer.
     """
+    if not needed:
+        yield
+        return
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     _prepare_environment(own=address == "local")
     import ray  # noqa: PLC0415  only now: its C++ part reads the environment when it loads

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +42,7 @@ class Extract:
         collection = Collection.create(self.table)
         left = set(shards) - _done(self.table)
         _say_compressed(left)
-        with local_ray(self.config.ray) if left else nullcontext():
+        with local_ray(self.config.ray, needed=bool(left)):
             summary = extract(
                 shards, collection, self.config.backbone, self.config.extract, self.config.decode, on_progress
             )

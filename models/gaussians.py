@@ -44,6 +44,17 @@ def deviations(variance_KD: Tensor) -> Tensor:
     return variance_KD.maximum(_JITTER * scale_K1).sqrt()
 
 
+def principal_axes(covariance_KDD: Tensor, axis_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Variance (K,) and unit vector (K, D) of one principal axis of each covariance; 0 is the widest. O(K D^3)."""
+    value_KD, vector_KDD = torch.linalg.eigh(covariance_KDD)  # ascending
+    column_K = (covariance_KDD.shape[-1] - 1 - axis_K).clamp_min(0)
+    row_K = torch.arange(len(column_K))
+    variance_K, axis_KD = value_KD[row_K, column_K].clamp_min(0), vector_KDD[row_K, :, column_K]
+    # The sign of an eigenvector is arbitrary; fixed, so that a fit does not depend on the linear algebra library.
+    lead_K1 = axis_KD.gather(1, axis_KD.abs().argmax(dim=1, keepdim=True))
+    return variance_K, axis_KD * lead_K1.sign()
+
+
 def log_determinant(chol_KDD: Tensor) -> Tensor:
     """Log determinant of each factorised matrix; of diagonal ones from their standard deviations (K, D)."""
     diagonal_KD = chol_KDD if chol_KDD.ndim == 2 else chol_KDD.diagonal(dim1=-2, dim2=-1)

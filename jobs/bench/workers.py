@@ -7,7 +7,6 @@ time, of the passes alone, not of starting Ray. Needs 2 free cores; takes three 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +38,7 @@ def run(data: Path | None, on_progress: Progress, law: Components = LAW, workers
     seconds: list[float] = []
     for count in workers:
         on_progress(f"bench, {count} workers", len(rows), len(workers))
-        with _ray(count):
+        with local_ray(RayConfig(num_cpus=count), needed=count > 1):
             cluster_N, fit = fit_array(x_ND, _config(count))
         found.append(cluster_N)
         seconds.append(_seconds(fit))
@@ -66,10 +65,6 @@ def _scores(label_N: np.ndarray, cluster_N: np.ndarray) -> dict[str, float | Non
 
 def _config(workers: int) -> ClusterConfig:
     return ClusterConfig(algorithm=algorithm("dpm"), fit=FitConfig(workers=workers))
-
-
-def _ray(workers: int) -> AbstractContextManager[None]:
-    return nullcontext() if workers == 1 else local_ray(RayConfig(num_cpus=workers))
 
 
 def _seconds(fit: Fit) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.gaussians import Gaussians, log_determinant
+from models.gaussians import Gaussians, log_determinant, principal_axes
 
 _CELLS = 2**22  # floats of a temporary
 
@@ -95,12 +95,8 @@ class Cut:
 
 def cut_in_two(gaussians: Gaussians, axis_K: Tensor) -> Cut:
     """A normal of variance v cut at its mean has halves of mean +-sqrt(2 v / pi). `axis_K`: 0 is the widest axis."""
-    value_KD, vector_KDD = torch.linalg.eigh(gaussians.chol_KDD @ gaussians.chol_KDD.mT)  # ascending
-    column_K = (value_KD.shape[1] - 1 - axis_K).clamp_min(0)
-    row_K = torch.arange(len(column_K))
-    spread_K, axis_KD = value_KD[row_K, column_K].clamp_min(0).sqrt(), vector_KDD[row_K, :, column_K]
-    # The sign of an eigenvector is arbitrary; fixed, so that a fit does not depend on the linear algebra library.
-    axis_KD = axis_KD * axis_KD[row_K, axis_KD.abs().argmax(dim=1)].sign()[:, None]
+    variance_K, axis_KD = principal_axes(gaussians.covariance_KDD, axis_K)
+    spread_K = variance_K.sqrt()
     step_KD = axis_KD * (spread_K * math.sqrt(2 / math.pi))[:, None]
     half_K2D = torch.stack([gaussians.mean_KD - step_KD, gaussians.mean_KD + step_KD], dim=1)
     return Cut(gaussians.mean_KD, axis_KD, spread_K, half_K2D)

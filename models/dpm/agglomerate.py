@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from models.dpm.moves import cluster_weight, log_merge_ratio
+from models.dpm.moves import MergeProposals, cluster_weight
 from models.dpm.prior import Prior
 from models.moments import Moments
 
@@ -37,13 +37,14 @@ class _Forest:
     near: list[set[int]]  # neighbours among the roots
     only_gains: bool
     children: dict[int, tuple[int, int]] = field(default_factory=dict)
-    heap: list[tuple[float, int, int]] = field(default_factory=list)
+    heap: list[tuple[float, int, int, float]] = field(default_factory=list)  # - gain, pair, weight of the union
 
     def offer(self, gain: float, left: int, right: int) -> None:
         """Queue a merge of two roots, unless it costs more than what fragments of one cloud cost each other."""
+        weight = gain + self.weight[left] + self.weight[right]
         rows = float(self.moments[left].count_K[0] + self.moments[right].count_K[0])
         if gain > (0 if self.only_gains else -_HOPELESS * rows):
-            heapq.heappush(self.heap, (-gain, min(left, right), max(left, right)))
+            heapq.heappush(self.heap, (-gain, min(left, right), max(left, right), weight))
 
     def propose(self, node: int, others: list[int]) -> None:
         """Queue the merges of a root with its neighbours."""
@@ -57,11 +58,11 @@ class _Forest:
             ):
                 self.offer(weight - self.weight[node] - self.weight[other], node, other)
 
-    def join(self, left: int, right: int) -> None:
-        """Make two roots one, with the neighbours of both."""
+    def join(self, left: int, right: int, weight: float) -> None:
+        """Make two roots one of this weight, with the neighbours of both."""
         node = len(self.weight)
         self.moments[node] = self.moments.pop(left) + self.moments.pop(right)
-        self.weight.append(float(cluster_weight(self.prior, self.concentration, self.moments[node])[0]))
+        self.weight.append(weight)
         self.children[node] = (left, right)
         self.near.append((self.near[left] | self.near[right]) - {left, right})
         for other in self.near[node]:
@@ -72,25 +73,24 @@ class _Forest:
     def grow(self) -> None:
         """Join until no merge is left."""
         while self.heap:
-            _, left, right = heapq.heappop(self.heap)
+            _, left, right, weight = heapq.heappop(self.heap)
             if left in self.moments and right in self.moments:
-                self.join(left, right)
+                self.join(left, right, weight)
 
 
 def agglomerate(
-    prior: Prior, concentration: float, clusters: Moments, pair_P2: Tensor, *, only_gains: bool = False
+    prior: Prior, concentration: float, clusters: Moments, proposals: MergeProposals, *, only_gains: bool = False
 ) -> list[Group]:
     """Groups of at least two clusters that raise the log joint when each becomes one cluster, and by how much.
 
-    `pair_P2` are the neighbours that may be joined directly. With `only_gains` no pair is joined that lowers the log
-    joint, which is quicker and misses branches. Groups are disjoint and in order of their first cluster.
+    `proposals` are of the neighbours that may be joined directly. With `only_gains` no pair is joined that lowers the
+    log joint, which is quicker and misses branches. Groups are disjoint and in order of their first cluster.
     """
     count = len(clusters)
-    weight_K = cluster_weight(prior, concentration, clusters)
     roots = {k: clusters.one(k) for k in range(count)}
-    forest = _Forest(prior, concentration, roots, weight_K.tolist(), _adjacency(count, pair_P2), only_gains)
-    gain_P = log_merge_ratio(prior, concentration, clusters, pair_P2, weight_K)
-    for (left, right), gain in zip(pair_P2.tolist(), gain_P.tolist(), strict=True):
+    near = _adjacency(count, proposals.pair_P2)
+    forest = _Forest(prior, concentration, roots, proposals.weight_K.tolist(), near, only_gains)
+    for (left, right), gain in zip(proposals.pair_P2.tolist(), proposals.ratio_P.tolist(), strict=True):
         forest.offer(gain, left, right)
     forest.grow()
     return _best_cut(forest, count)

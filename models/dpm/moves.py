@@ -7,6 +7,7 @@ Hastings ratio as Ronen, Finder and Freifeld (2022), DeepDPM, state it.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,17 +31,30 @@ def log_split_ratio(prior: Prior, concentration: float, first: Moments, second: 
     return torch.where(possible_K, ratio_K, -torch.inf)
 
 
-def log_merge_ratio(prior: Prior, concentration: float, clusters: Moments, pair_P2: Tensor, weight_K: Tensor) -> Tensor:
-    """Log H of merging each pair of clusters, (P,), given every cluster's own weight (`cluster_weight`).
+@dataclass(frozen=True)
+class MergeProposals:
+    """Pairs of clusters that might merge, the log H of each, and what every cluster weighs by itself."""
 
-    Equals minus `log_split_ratio` of the two. The unions are taken a few at a time.
+    pair_P2: Tensor
+    ratio_P: Tensor
+    weight_K: Tensor
+
+
+def merge_proposals(
+    prior: Prior, concentration: float, clusters: Moments, pair_P2: Tensor, weight_K: Tensor | None = None
+) -> MergeProposals:
+    """Log H of merging each pair; `weight_K` (`cluster_weight`) where it is known already.
+
+    A ratio equals minus `log_split_ratio` of the two. The unions are taken a few at a time.
     """
+    if weight_K is None:
+        weight_K = cluster_weight(prior, concentration, clusters)
     size = max(1, _BYTES // clusters.second_KDD[0].nbytes)
     parts = []
     for pair_p2 in pair_P2.split(size):
         union = clusters[pair_p2[:, 0]] + clusters[pair_p2[:, 1]]
         parts.append(cluster_weight(prior, concentration, union) - weight_K[pair_p2].sum(dim=1))
-    return torch.cat(parts) if parts else weight_K.new_empty(0)
+    return MergeProposals(pair_P2, torch.cat(parts) if parts else weight_K.new_empty(0), weight_K)
 
 
 def log_joint(prior: Prior, concentration: float, clusters: Moments) -> float:

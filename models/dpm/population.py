@@ -15,7 +15,7 @@ from torch import Tensor
 from models.dpm.config import DPMConfig
 from models.dpm.prior import Diagonal, Prior, load_prior
 from models.dpm.students import IndependentStudents
-from models.gaussians import Gaussians, deviations, factorize
+from models.gaussians import Gaussians, deviations, factorize, principal_axes
 from models.moments import Moments
 
 
@@ -176,13 +176,8 @@ def cut_in_two(prior: Prior, whole: Moments, axis_K: Tensor) -> tuple[Tensor, Ga
     """
     cluster = prior.mode(whole)
     covariance_KDD = cluster.covariance_KDD
-    value_KD, vector_KDD = torch.linalg.eigh(covariance_KDD)  # ascending
-    column_K = (prior.dim - 1 - axis_K).clamp_min(0)
-    row_K = torch.arange(len(column_K))
-    variance_K, axis_KD = value_KD[row_K, column_K].clamp_min(0), vector_KDD[row_K, :, column_K]
-    # The sign of an eigenvector is arbitrary; fixed, so that a fit does not depend on the linear algebra library.
-    lead_K = axis_KD.gather(1, axis_KD.abs().argmax(dim=1, keepdim=True))[:, 0]
-    step_KD = axis_KD * lead_K.sign()[:, None] * (2 * variance_K / math.pi).sqrt()[:, None]
+    variance_K, axis_KD = principal_axes(covariance_KDD, axis_K)
+    step_KD = axis_KD * (2 * variance_K / math.pi).sqrt()[:, None]
     halved_KDD = covariance_KDD - step_KD[:, :, None] * step_KD[:, None, :]
     mean_HD = torch.stack([cluster.mean_KD - step_KD, cluster.mean_KD + step_KD], dim=1).flatten(0, 1)
     chol_KDD = deviations(halved_KDD.diagonal(dim1=1, dim2=2)) if prior.diagonal else factorize(halved_KDD)

@@ -82,7 +82,7 @@ class Prior(Protocol):
 
 
 def prior_from(config: DPMConfig, data: DataSummary) -> Prior:
-    """A prior in the data's own units: mean of the data, psi `prior_scale` (1 when null) x mean variance x I.
+    """A prior in the data's own units: mean of the data, psi `prior_scale` (0.1 when null) x mean variance x I.
 
     nu is by default such that the covariances' expectation weighs one row: D + 2 (full, tied), 3 (diagonal: the law of
     one diagonal entry under the full prior), D + 2 (spherical: a row has D squares). With it psi is that expectation,
@@ -160,8 +160,3 @@ def niw_from(config: DPMConfig, data: DataSummary) -> NIW:
     prior = prior_of("full", data, config.prior_scale or FINEST, config.prior_rows, config.prior_degrees)
     assert isinstance(prior, NIW)  # noqa: S101
     return prior
-
-
-def _scale(config: DPMConfig) -> float:
-    """What the prior starts from where it is fitted to the clusters: it expects clusters as wide as the data."""
-    return 1.0 if config.prior_scale is None else config.prior_scale

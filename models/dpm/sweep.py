@@ -17,11 +17,12 @@ from models.dpm.concentration import likeliest_concentration, sample_concentrati
 from models.dpm.config import DPMConfig
 from models.dpm.deaths import deaths
 from models.dpm.moves import (
+    MergeProposals,
     cluster_weight,
     disjoint_pairs,
     joint_of,
-    log_merge_ratio,
     log_split_ratio,
+    merge_proposals,
     neighbor_pairs,
 )
 from models.dpm.population import Entry, Population, Progress, Roster
@@ -44,6 +45,15 @@ class Sums:
 
     sets: Moments
     runner_up_K: Tensor
+
+
+@dataclass(frozen=True)
+class _Free:
+    """Clusters that may merge, and with which: index of each among all, Moments, proposals."""
+
+    index: Tensor
+    clusters: Moments
+    proposals: MergeProposals
 
 
 @dataclass(frozen=True)
@@ -102,19 +112,22 @@ class _Sweep:
             return says
         return f"{says}, but {'the search has ended' if self.over else 'chance decided otherwise'}"
 
-    def merges(self, free: Tensor) -> tuple[list[list[int]], list[Move]]:
-        """Groups that merge (largest first), and every pair proposed: of free clusters with their nearest free ones."""
-        if len(free) < 2:
-            return [], []
-        old, clusters = self.old, self.whole[free]
+    def free(self, index: Tensor) -> _Free:
+        """The clusters of `index` (at least two) with their nearest among them."""
+        old, clusters = self.old, self.whole[index]
         pair_P2 = neighbor_pairs(clusters.mean_KD, self.config.merge_neighbors)
-        ratio_P = log_merge_ratio(old.prior, old.concentration, clusters, pair_P2, self.weight_K[free])
+        weight_K = self.weight_K[index]
+        return _Free(index, clusters, merge_proposals(old.prior, old.concentration, clusters, pair_P2, weight_K))
+
+    def merges(self, free: _Free) -> tuple[list[list[int]], list[Move]]:
+        """Groups that merge (largest first), and every pair proposed: of free clusters with their nearest free ones."""
+        old, pair_P2, ratio_P = self.old, free.proposals.pair_P2, free.proposals.ratio_P
         if self.config.metropolis or self.over:
             wanted = torch.nonzero(self.accepts(ratio_P)).flatten()
             chosen = [pair_P2[wanted[i]].tolist() for i in disjoint_pairs(pair_P2[wanted], ratio_P[wanted])]
             gains = {tuple(pair): float("nan") for pair in chosen}
         elif bool((ratio_P > 0).any()):
-            groups = agglomerate(old.prior, old.concentration, clusters, pair_P2, only_gains=True)
+            groups = agglomerate(old.prior, old.concentration, free.clusters, free.proposals, only_gains=True)
             chosen = [group for group, _ in groups]
             gains = {tuple(group): gain for group, gain in groups}
         else:
@@ -128,23 +141,21 @@ class _Sweep:
                 why = "likelier together, but one of them has a better merge in this sweep"
             elif accepted and ratio <= 0 and not self.config.metropolis:
                 why = "likelier apart, but together in a group that is likelier as one"
-            moves.append(self._merge_move([int(free[a]), int(free[b])], ratio, accepted, why))
-        merged = [self._ordered([int(free[k]) for k in group]) for group in chosen]
+            moves.append(self._merge_move([int(free.index[a]), int(free.index[b])], ratio, accepted, why))
+        merged = [self._ordered([int(free.index[k]) for k in group]) for group in chosen]
         for group, indices in zip(merged, chosen, strict=True):
             if len(group) > 2:
                 why = f"the {len(group)} of them are likelier together"
                 moves.append(self._merge_move(group, gains[tuple(indices)], True, why))
         return merged, moves
 
-    def branches(self, free: Tensor) -> tuple[list[list[int]], list[Move]]:
+    def branches(self, free: _Free) -> tuple[list[list[int]], list[Move]]:
         """Groups of clusters that are likelier as one although no two of them are (largest first)."""
-        if self.over or self.config.metropolis or len(free) < 3:  # a pair was tried as such
+        if self.over or self.config.metropolis or len(free.index) < 3:  # a pair was tried as such
             return [], []
-        clusters = self.whole[free]
-        pair_P2 = neighbor_pairs(clusters.mean_KD, self.config.merge_neighbors)
         merged, moves = [], []
-        for group, gain in agglomerate(self.old.prior, self.old.concentration, clusters, pair_P2):
-            merged.append(self._ordered([int(free[k]) for k in group]))
+        for group, gain in agglomerate(self.old.prior, self.old.concentration, free.clusters, free.proposals):
+            merged.append(self._ordered([int(free.index[k]) for k in group]))
             why = f"the {len(group)} of them are likelier together, as a whole branch of their dendrogram"
             moves.append(self._merge_move(merged[-1], gain, True, why))
         return merged, moves
@@ -180,12 +191,15 @@ def next_population(
     split, split_moves = sweep.splits()
     busy_K = ~living_K
     busy_K[old.trial_J[split]] = True
-    free = torch.nonzero(~busy_K).flatten()
-    merged, merge_moves = sweep.merges(free)
-    if not merged and not split and not made and not progress.branched:
-        merged, branch_moves = sweep.branches(free)
-        merge_moves += branch_moves
-        progress = replace(progress, branched=not merged)
+    merged: list[list[int]] = []
+    merge_moves: list[Move] = []
+    if int((~busy_K).sum()) >= 2:
+        free = sweep.free(torch.nonzero(~busy_K).flatten())
+        merged, merge_moves = sweep.merges(free)
+        if not merged and not split and not made and not progress.branched:
+            merged, branch_moves = sweep.branches(free)
+            merge_moves += branch_moves
+            progress = replace(progress, branched=not merged)
     made = [*made, *split_moves, *merge_moves]
     moved = any(move.accepted for move in made)
     quiet = trials and not moved

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,10 +98,6 @@ class CheckpointStore:
         """The number of the newest checkpoint, whole or not; -1 when there is none. Cheap enough to be asked often."""
         manifests = self._manifests()
         return int(manifests[-1].stem) if manifests else -1
-
-    def remove(self) -> None:
-        """Forget the run."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _publish(self, final: Path, manifest: str) -> None:
         scratch = self.folder / f"{final.stem}-{uuid4().hex}.tmp"

@@ -13,8 +13,8 @@ from models.dpm.moves import (
     disjoint_pairs,
     joint_of,
     log_joint,
-    log_merge_ratio,
     log_split_ratio,
+    merge_proposals,
     neighbor_pairs,
 )
 from models.dpm.prior import NIW
@@ -66,7 +66,7 @@ def test_far_clouds_prefer_two_clusters_and_one_cloud_prefers_one() -> None:
 def test_a_merge_is_worth_minus_its_split(seed: int, first: int, second: int, apart: float) -> None:
     pair = _pair(seed, first, second, apart)
     weight_K = cluster_weight(PRIOR, 10.0, pair)
-    merge_P = log_merge_ratio(PRIOR, 10.0, pair, torch.tensor([[0, 1], [1, 0]]), weight_K)
+    merge_P = merge_proposals(PRIOR, 10.0, pair, torch.tensor([[0, 1], [1, 0]]), weight_K).ratio_P
     split = log_split_ratio(PRIOR, 10.0, pair[torch.tensor([0])], pair[torch.tensor([1])]).item()
     assert merge_P.tolist() == pytest.approx([-split, -split], abs=1e-9)
 
@@ -76,11 +76,11 @@ def test_merge_ratios_do_not_depend_on_how_many_are_taken_at_once(monkeypatch: p
     x_ND = torch.randn(60, 2, generator=generator, dtype=torch.float64)
     clusters = moments_of_sets(x_ND, torch.arange(60) % 6, 6, PRIOR.mean_D)
     pair_P2, weight_K = torch.combinations(torch.arange(6)), cluster_weight(PRIOR, 10.0, clusters)
-    whole_P = log_merge_ratio(PRIOR, 10.0, clusters, pair_P2, weight_K)
+    whole_P = merge_proposals(PRIOR, 10.0, clusters, pair_P2, weight_K).ratio_P
     assert whole_P.unique().numel() == 15
     monkeypatch.setattr(moves, "_BYTES", 4 * clusters.second_KDD[0].nbytes)
-    torch.testing.assert_close(log_merge_ratio(PRIOR, 10.0, clusters, pair_P2, weight_K), whole_P)
-    assert log_merge_ratio(PRIOR, 10.0, clusters, pair_P2[:0], weight_K).tolist() == []
+    torch.testing.assert_close(merge_proposals(PRIOR, 10.0, clusters, pair_P2, weight_K).ratio_P, whole_P)
+    assert merge_proposals(PRIOR, 10.0, clusters, pair_P2[:0], weight_K).ratio_P.tolist() == []
 
 
 def test_the_log_joint_by_hand() -> None:
