@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from jobs.cluster import choose
 from jobs.config import RunConfig
@@ -13,6 +12,7 @@ from models.errors import ShoalError
 from pipeline.cluster.assign import assign
 from pipeline.progress import Progress
 from pipeline.tables.collection import Collection
+from pipeline.tables.place import Place, place
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Assign:
     """Label every row by an artifact, or by the model of the clustering's latest generation."""
 
     table: str
-    artifact: Path | None
+    artifact: str | Place | None
     name: str | None
     config: RunConfig
 
@@ -58,6 +58,6 @@ class Assign:
         )
 
 
-def _require_folder(artifact: Path) -> None:
-    if not artifact.exists():
+def _require_folder(artifact: str | Place) -> None:
+    if not place(artifact).exists():
         raise ShoalError(f"There is no artifact at {artifact}; `shoal show TABLE` names those of a table.")

@@ -47,7 +47,7 @@ Rejects = Annotated[
         "--max-reject-fraction", metavar="X", help="Exit with 1 when more than X of the samples are rejected."
     ),
 ]
-Table = Annotated[str, typer.Argument(metavar="TABLE", help="Folder of a table, or of a run.")]
+Table = Annotated[str, typer.Argument(metavar="TABLE", help="Folder or URL of a table, or of a run.")]
 Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Which clustering of the table.")]
 
 
@@ -106,6 +106,7 @@ def shards(
 def extract(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Folders of shards, shards, or their URLs.")],
     output: Annotated[str, typer.Option("--output", metavar="TABLE", help="Folder of the table.")],
+    profile: Annotated[bool, typer.Option("--profile", help="Also show where the time went, stage by stage.")] = False,
     max_reject_fraction: Rejects = None,
     config: ConfigFile = None,
     sets: Sets = _NONE,
@@ -116,7 +117,7 @@ def extract(
     from jobs.extract import Extract
 
     sets = [*sets, *_reject_setting(max_reject_fraction)]
-    _carry_out(lambda settings: Extract(tuple(inputs), output, settings), config, sets, dry_run, json)
+    _carry_out(lambda settings: Extract(tuple(inputs), output, settings, profile), config, sets, dry_run, json)
 
 
 @app.command()
@@ -143,7 +144,7 @@ def cluster(
 @app.command()
 def assign(
     table: Table,
-    artifact: Annotated[Path | None, typer.Option("--artifact", metavar="PATH", help="Fitted model to use.")] = None,
+    artifact: Annotated[str | None, typer.Option("--artifact", metavar="PATH", help="Fitted model to use.")] = None,
     name: Name = None,
     config: ConfigFile = None,
     sets: Sets = _NONE,
@@ -175,7 +176,7 @@ def evaluate(
 def report(
     table: Table,
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="FILE", help="The HTML file; TABLE's folder if not given.")
+        str | None, typer.Option("--output", metavar="FILE", help="The HTML file; TABLE's folder if not given.")
     ] = None,
     name: Name = None,
     config: ConfigFile = None,
@@ -205,9 +206,7 @@ def show(
 
 @app.command("import")
 def import_(
-    files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help=".npy, .npz, .parquet, .arrow or .safetensors")
-    ],
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help=".npy, .npz, .parquet, .arrow or .safetensors")],
     output: Annotated[str, typer.Option("--output", metavar="TABLE", help="Folder of the table.")],
     max_reject_fraction: Rejects = None,
     config: ConfigFile = None,

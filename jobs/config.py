@@ -20,7 +20,7 @@ from models.config import Config
 from models.errors import ShoalError
 from pipeline.cluster.config import ClusterConfig
 from pipeline.evaluate.evaluate import EvaluateConfig
-from pipeline.extract.extract import ExtractConfig
+from pipeline.extract.config import ExtractConfig
 from pipeline.ingest.decode import DecodeConfig
 from pipeline.ingest.write import ShardConfig
 

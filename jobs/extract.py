@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from jobs.config import RunConfig
 from jobs.context import local_ray
@@ -12,12 +12,20 @@ from jobs.figures import Figures, Row
 from jobs.rejects import reject_tables, reject_values, shortfall
 from jobs.steps import State, Step
 from models.errors import ShoalError
-from pipeline.extract.extract import extract
+from pipeline.extract.extract import Extraction
 from pipeline.extract.summary import ExtractSummary
 from pipeline.ingest.shards import list_shards
 from pipeline.progress import Progress
 from pipeline.tables.collection import Collection
 from pipeline.tables.schema import OK, REJECTED
+
+_STAGES = {
+    "read": "stored bytes to members of the tar, checksum included",
+    "decode": "images to pixels of the backbone's size, summed over threads",
+    "queue": "the backbone waiting for pixels",
+    "forward": "pixels to embeddings",
+    "write": "rows to Parquet files",
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,7 @@ class Extract:
     inputs: tuple[str, ...]
     table: str
     config: RunConfig
+    profile: bool = False  # also show where the time went
 
     def plan(self) -> list[Step]:
         """Counts the shards, and those of them that are in the table."""
@@ -40,12 +49,11 @@ class Extract:
         """Starts a Ray only if a shard is left. Raises ShoalError if there is no embedding afterwards."""
         shards = list_shards(self.inputs)
         collection = Collection.create(self.table)
-        left = set(shards) - _done(self.table)
-        _say_compressed(left)
-        with local_ray(self.config.ray, needed=bool(left)):
-            summary = extract(
-                shards, collection, self.config.backbone, self.config.extract, self.config.decode, on_progress
-            )
+        settings = self.config
+        extraction = Extraction(shards, collection, settings.backbone, settings.extract, settings.decode, on_progress)
+        _say_compressed(extraction.todo.shards)
+        with local_ray(self.config.ray, needed=bool(extraction.todo.shards)):
+            summary = extraction.run()
         return self._figures(collection, summary)
 
     def _figures(self, table: Collection, summary: ExtractSummary) -> Figures:
@@ -62,11 +70,14 @@ class Extract:
             "backbone": samples.properties.backbone,
             "table": str(table.path),
             "images_per_second": summary.images_per_second,
+            "startup_seconds": summary.startup_seconds,
             "seconds": summary.seconds,
         }
         changed: list[Row] = [{"shard": shard} for shard in summary.shards_changed]
         failed: list[Row] = [{"shard": shard, "why": why} for shard, why in summary.shards_failed.items()]
         tables = {**reject_tables(table), "changed_since_they_were_read": changed, "could_not_be_read_now": failed}
+        if self.profile:
+            tables["seconds_by_stage"] = _profile(summary)
         return Figures("extract", values, tables, self._shortfall(images, rejects, summary))
 
     def _shortfall(self, images: int, rejects: int, summary: ExtractSummary) -> str:
@@ -96,13 +107,25 @@ def require_embeddings(figures: Figures) -> None:
 
 
 def _done(table: str) -> set[str]:
-    if not Path(table).expanduser().exists():
-        return set()
-    collection = Collection.open(table) if any(Path(table).expanduser().iterdir()) else None
+    """Shards in the table; none where there is no table yet. Raises TableError where something else is."""
+    collection = Collection.find(table)
     return collection.samples.done_shards() if collection is not None and collection.has_samples() else set()
 
 
-def _say_compressed(shards: set[str]) -> None:
+def _profile(summary: ExtractSummary) -> list[Row]:
+    """Where the workers' time went. Reading and decoding happen beside the forward pass, which waits in the queue."""
+    return [
+        {
+            "stage": stage,
+            "what": _STAGES[stage],
+            "seconds": seconds,
+            "images_per_second_of_it": summary.images / seconds if seconds else None,
+        }
+        for stage, seconds in summary.stage_seconds.items()
+    ]
+
+
+def _say_compressed(shards: Sequence[str]) -> None:
     compressed = [shard for shard in shards if shard.lower().endswith((".gz", ".tgz"))]
     if compressed:
         warnings.warn(

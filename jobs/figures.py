@@ -6,11 +6,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jobs.files import write_whole
 from jobs.report.wording import DASH, count, number
+
+if TYPE_CHECKING:
+    from pipeline.tables.place import Place
 
 Value = str | int | float | bool | None
 Row = Mapping[str, Value]
@@ -50,9 +51,12 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def write_json(figures: Figures, path: Path) -> None:
+def write_json(figures: Figures, path: Place) -> None:
     """Write the figures as JSON. Raises OSError where the folder is missing or closed."""
-    write_whole(path, json.dumps(figures.document(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    from pipeline.tables.place import write_whole  # noqa: PLC0415  pyarrow; `shoal --help` need not wait for it
+
+    text = json.dumps(figures.document(), indent=2, ensure_ascii=False, allow_nan=False)
+    write_whole(path, f"{text}\n".encode())
 
 
 def _plain(row: Row) -> dict[str, Value]:

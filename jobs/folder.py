@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from jobs.files import write_whole
 from models.errors import ShoalError
 from pipeline.tables.collection import RUN_FOLDER, Collection
+from pipeline.tables.place import Place, children, place, write_whole
 
 MARKER = "run.json"
 REPORT = "report.html"
@@ -19,26 +19,34 @@ class RunFolder:
 
     def __init__(self, path: str) -> None:
         """Raises ShoalError, and touches nothing, if the folder belongs to something else."""
-        if "://" in path:
-            raise ShoalError(f"--output {path} is a URL; a run goes into a local folder.")
-        self.path = Path(path).expanduser().absolute()
+        self.path = place(path).absolute()
         self._check()
-        self.shards = self.path / "shards"
         self.table = self.path / RUN_FOLDER
         self.packed = self.path / "packed.json"
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.json"
         self.report = self.path / REPORT
 
+    @property
+    def shards(self) -> Path:
+        """Where images are packed. Raises ShoalError in an object store: shards are packed on a disk."""
+        if isinstance(self.path, Path):
+            return self.path / "shards"
+        raise ShoalError(
+            f"Images are packed into shards on a disk, but --output {self.path} is an object store; run `shoal shards` "
+            "into a local folder, copy that to the store, and run on the copy."
+        )
+
     def make(self) -> None:
         """Create and mark the folder, if that is not done."""
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / MARKER).exists():
-            write_whole(self.path / MARKER, f"{json.dumps(FORMAT)}\n")
+            write_whole(self.path / MARKER, f"{json.dumps(FORMAT)}\n".encode())
 
     def has_embeddings(self) -> bool:
         """Whether there is a table with samples."""
-        return self.table.is_dir() and any(self.table.iterdir()) and Collection.open(self.table).has_samples()
+        found = Collection.find(self.table)
+        return found is not None and found.has_samples()
 
     def require_same_images(self, fingerprint: str) -> None:
         """Raise ShoalError if the table has embeddings of other images than the ones to pack now.
@@ -52,15 +60,15 @@ class RunFolder:
 
     def record_images(self, fingerprint: str) -> None:
         """Remember what is about to be packed."""
-        write_whole(self.packed, f"{json.dumps({'images': fingerprint})}\n")
+        write_whole(self.packed, f"{json.dumps({'images': fingerprint})}\n".encode())
 
     def _check(self) -> None:
         if not self.path.exists() and not self.path.is_symlink():
             return
         if not self.path.is_dir():
             raise ShoalError(f"{self.path} is not a folder; give --output a new or an empty one.")
-        unfinished = f".{MARKER}."  # left by a run that was killed at its first breath
-        names = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith(unfinished))
+        unfinished = f"{MARKER}."  # left by a run that was killed at its first breath
+        names = [each.name for each in children(self.path) if not each.name.startswith(unfinished)]
         if names and MARKER not in names:
             some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise ShoalError(f"{self.path} belongs to something else: it holds {some}; give a new or an empty folder.")
@@ -68,7 +76,7 @@ class RunFolder:
             _check_marker(self.path / MARKER)
 
 
-def _check_marker(marker: Path) -> None:
+def _check_marker(marker: Place) -> None:
     try:
         found = json.loads(marker.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -77,7 +85,7 @@ def _check_marker(marker: Path) -> None:
         raise ShoalError(f"{marker} says {found} but this shoal writes {FORMAT}; give --output another folder.")
 
 
-def _fingerprint_in(packed: Path) -> object:
+def _fingerprint_in(packed: Place) -> object:
     try:
         return json.loads(packed.read_text(encoding="utf-8"))["images"]
     except (ValueError, KeyError, TypeError):

@@ -14,20 +14,21 @@ from pipeline.progress import Progress
 from pipeline.tables.collection import Collection
 from pipeline.tables.imports import import_files
 from pipeline.tables.schema import OK, REJECTED, TableError
+from pipeline.tables.storage import is_url
 
 
 @dataclass(frozen=True)
 class Import:
     """Bring files of embeddings into a table; files that are in it are skipped."""
 
-    files: tuple[Path, ...]
+    files: tuple[str | Path, ...]
     table: str
     config: RunConfig
 
     def plan(self) -> list[Step]:
         """Looks whether the files are there."""
         for file in self.files:
-            if not file.expanduser().exists():
+            if not is_url(file) and not Path(file).expanduser().exists():
                 raise TableError(f"There is nothing at {file} to import; check the path.")
         return [Step("import", f"{file} into {self.table}") for file in self.files]
 

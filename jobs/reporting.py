@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from jobs.cluster import choose
 from jobs.config import RunConfig
@@ -15,6 +14,7 @@ from jobs.report.collect import collect
 from jobs.steps import Step
 from pipeline.progress import Progress
 from pipeline.tables.collection import RUN_FOLDER, Collection
+from pipeline.tables.place import Place, place, sizes
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Report:
     """Write the report of one clustering, with the scores of the others beside it."""
 
     table: str
-    output: Path | None  # None: beside the table of a run, else in the table's folder
+    output: str | Place | None  # None: beside the table of a run, else in the table's folder
     name: str | None
     config: RunConfig
 
@@ -45,13 +45,13 @@ class Report:
                 "clusters": data.summary.clusters,
                 "images": data.summary.images,
                 "report": str(path),
-                "size_bytes": path.stat().st_size,
+                "size_bytes": sizes(path.parent)[path.name],
                 "seconds": time.perf_counter() - began,
             },
         )
 
-    def _path(self, table: Collection) -> Path:
+    def _path(self, table: Collection) -> Place:
         if self.output is None:
             return (table.path.parent if table.path.name == RUN_FOLDER else table.path) / REPORT
-        output = self.output.expanduser().absolute()
+        output = place(self.output).absolute()
         return output / REPORT if output.is_dir() else output

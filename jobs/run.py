@@ -16,7 +16,6 @@ from jobs.config import RunConfig, as_yaml
 from jobs.evaluate import Evaluate
 from jobs.extract import Extract, require_embeddings
 from jobs.figures import Figures, Row, Value, write_json
-from jobs.files import write_whole
 from jobs.folder import RunFolder
 from jobs.reporting import Report
 from jobs.shards import Shards, count_shards
@@ -24,6 +23,7 @@ from jobs.steps import Job, Step
 from models.backbones import require_backbone
 from pipeline.progress import Progress
 from pipeline.tables.collection import Collection
+from pipeline.tables.place import write_whole
 
 _COUNTS = ("images", "rejects", "reject_fraction", "shards", "dimension", "backbone")
 _SCORES = ("clusters", "nmi", "ari", "acc", "silhouette")
@@ -73,7 +73,7 @@ class Run:
             done[name] = job.run(on_progress)
             seconds[name] = time.perf_counter() - began
             if name == "extract":  # settings of another backbone are refused by now, and nothing says they were used
-                write_whole(folder.config, as_yaml(self.config))
+                write_whole(folder.config, as_yaml(self.config).encode())
                 require_embeddings(done[name])
         figures = _summary(done, seconds, folder)
         write_json(figures, folder.metrics)

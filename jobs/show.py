@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jobs.figures import Figures, Row, Value
@@ -18,6 +17,8 @@ from pipeline.progress import Progress
 from pipeline.tables.artifacts import MANIFEST, read_artifact
 from pipeline.tables.collection import MARKER, RUN_FOLDER
 from pipeline.tables.describe import describe
+from pipeline.tables.place import Place, place
+from pipeline.tables.storage import is_url
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,10 @@ class Show:
 
     def run(self, on_progress: Progress) -> Figures:
         """Reads logs and manifests only, but a shard to its end. Raises ShoalError for what shoal did not write."""
-        path = Path(self.path).expanduser()
-        if not path.exists() and "://" not in self.path:
+        if is_url(self.path) and is_shard(self.path):
+            return _shard(self.path)
+        path = place(self.path)
+        if not path.exists():
             raise ShoalError(f"There is nothing at {self.path}; give a table, a run folder, an artifact or a shard.")
         if (path / MARKER).is_file() or (path / RUN_FOLDER / MARKER).is_file():
             return _table(path)
@@ -45,7 +48,7 @@ class Show:
         raise ShoalError(f"{self.path} is {what}; give a table, a run folder, an artifact or a shard (*.tar).")
 
 
-def _table(path: Path) -> Figures:
+def _table(path: Place) -> Figures:
     found = describe(path)
     values: dict[str, Value] = {"path": found["path"], "kind": "table", "format_version": found["format_version"]}
     if (samples := found["samples"]) is not None:
@@ -77,7 +80,7 @@ def _generation(name: str, generation: dict[str, Any]) -> dict[str, Value]:
     }
 
 
-def _artifact(path: Path) -> Figures:
+def _artifact(path: Place) -> Figures:
     artifact = read_artifact(path)
     values: dict[str, Value] = {"path": str(path), "kind": f"artifact: {artifact.kind}", "digest": artifact.digest}
     values |= {name: value for name, value in artifact.manifest.items() if isinstance(value, str | int | float)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from models import lite0
+from models.errors import ShoalError
 from models.preprocessing import Preprocessing
-from models.weights import HubUnavailableError, fetch_hub_file, fetch_url, load_strictly, read_state_dict
+from models.weights import HubUnavailableError, fetch_hub_file, fetch_url, load_strictly, read_checkpoint
 
 PIXELS_SIZE = 32
 TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -89,7 +91,7 @@ class _Torchvision:
 
     def published(self, name: str) -> tuple[dict[str, Tensor], str]:
         weights = torchvision.models.get_model_weights(name).DEFAULT
-        state = read_state_dict(fetch_url(weights.url))
+        state = read_checkpoint(fetch_url(weights.url)).state
         # DenseNet's files are older than the names of its layers.
         return {re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", key): value for key, value in state.items()}, str(weights)
 
@@ -114,16 +116,17 @@ class _Timm:
         trained = _timm_config(name)
         if trained.hf_hub_id:
             names = (str(trained.hf_hub_filename),) if trained.hf_hub_filename else TIMM_FILES
-            return read_state_dict(fetch_hub_file(trained.hf_hub_id, names)), trained.hf_hub_id
+            return read_checkpoint(fetch_hub_file(trained.hf_hub_id, names)).state, trained.hf_hub_id
         if isinstance(trained.url, str) and trained.url:
             path = fetch_url(trained.url)
-            return read_state_dict(path), path.name
+            return read_checkpoint(path).state, path.name
         raise HubUnavailableError(f"timm publishes no weights for {name}")
 
     def load(self, name: str, network: Network, state: Mapping[str, Tensor], source: str) -> None:
         headless = _without(state, network.classifier)
         if _shapes(headless) != _shapes(network.net.state_dict()):
-            headless = _filtered_by_timm(name, network.preprocessing.size, state) or headless
+            side = network.preprocessing.size
+            headless = _filtered_by_timm(name, side, state) or _filtered_by_timm(name, side, headless, 0) or headless
         load_strictly(network.net, headless, source)
 
 
@@ -138,13 +141,36 @@ class _Lite0:
 
     def published(self, name: str) -> tuple[dict[str, Tensor], str]:
         path = lite0.weights_file()
-        return read_state_dict(path), path.name
+        return read_checkpoint(path).state, path.name
 
     def load(self, name: str, network: Network, state: Mapping[str, Tensor], source: str) -> None:
         load_strictly(network.net, _without(lite0.in_timm(state), network.classifier), source)
 
 
 LIBRARIES: dict[str, Library] = {"": _Pixels(), "torchvision/": _Torchvision(), "timm/": _Timm(), "pypi/": _Lite0()}
+
+
+def find_library(name: str) -> tuple[Library, str]:
+    """The library of a backbone's name, and its name there. Raises ShoalError, naming the nearest valid names."""
+    prefix, slash, rest = name.rpartition("/")
+    library = LIBRARIES.get(prefix + slash)
+    if library is None or rest not in library.names():
+        raise ShoalError(_unknown(name))
+    return library, rest
+
+
+def backbone_names() -> list[str]:
+    """Every name that BackboneConfig takes, prefixed."""
+    return [prefix + name for prefix, library in LIBRARIES.items() for name in library.names()]
+
+
+def _unknown(name: str) -> str:
+    known = backbone_names()
+    prefixed = [full for full in known if "/" in full and full.partition("/")[2] == name]
+    if prefixed:
+        return f"Backbone {name!r} lacks its library; write {' or '.join(prefixed)}."
+    near = difflib.get_close_matches(name, known, n=3) or ["pixels", "torchvision/resnet18", "timm/resnet18"]
+    return f"Backbone {name!r} is unknown; nearest names: {', '.join(near)}."
 
 
 def _remove_classifier(net: nn.Module) -> str:
@@ -185,16 +211,24 @@ def _timm_preprocessing(trained: PretrainedCfg, size: int | None) -> Preprocessi
     )
 
 
-def _filtered_by_timm(name: str, side: int, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights in an older, foreign or differently sized layout, by timm's own rules for this model; {} if it cannot."""
+def _filtered_by_timm(
+    name: str, side: int, state: Mapping[str, Tensor], classes: int | None = None
+) -> dict[str, Tensor]:
+    """Weights in an older, foreign or differently sized layout, by timm's own rules for this model; {} if it cannot.
+
+    `classes` 0: the weights come without a classifier, None: with the model's own.
+    """
+    trained = _timm_config(name)
+    classes = trained.num_classes if classes is None else classes
     try:
         full: Any = timm.create_model(
             name,
             pretrained=True,
-            pretrained_cfg_overlay={"state_dict": dict(state)},
-            **_timm_options(_timm_config(name), side),
+            num_classes=classes,
+            pretrained_cfg_overlay={"state_dict": dict(state), "num_classes": classes},  # as many, or it is not strict
+            **_timm_options(trained, side),
         )
-    except (RuntimeError, KeyError, AttributeError):
+    except (RuntimeError, LookupError, AttributeError, TypeError, ValueError, AssertionError):
         return {}
     full.reset_classifier(0)
     return dict(full.state_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import logging
 import pickle
@@ -10,52 +11,71 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import huggingface_hub
+import numpy as np
 import torch
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from models.checkpoints import Checkpoint, recognise
 from models.errors import ShoalError
 
 PROBE_TIMEOUT_S = 5.0  # hub clients retry for a minute when the network is absent; one question first is enough
 SHOWN_KEYS = 3
+
+# What training checkpoints hold beside tensors: learning rates that are numpy scalars (SwAV, DINO) and parsed
+# arguments (DINO, timm, torchvision). Making one of these runs nobody's code.
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    *{type(np.dtype(code)) for code in ("f8", "f4", "i8", "i4", "?")},
+    *((np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # type: ignore[attr-defined]
+]
 
 
 class HubUnavailableError(Exception):
     """The hub does not answer, or has no weights for this model; the message says which."""
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a .safetensors, .pth, .pt or .bin file; `{"state_dict": …}` and `module.` are unwrapped.
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The backbone's tensors in a .safetensors, .pth, .pth.tar, .pt or .bin file, whatever training script wrote it.
 
-    Raises ShoalError when the file is missing, damaged, or a pickle that asks for more than tensors.
+    Nothing in it is run. Beside tensors and plain values it may hold what optimizers and argparse leave there.
+    Raises ShoalError when the file is missing, damaged, or a pickle that asks for more than that.
     """
     if not path.is_file():
         raise ShoalError(
-            f"Weights file {path} does not exist; give a .safetensors or .pth file, 'default' or 'random'."
+            f"Weights file {path} does not exist; give a .safetensors or .pth file, a backbone artifact, "
+            "'default' or 'random'."
         )
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        with torch.serialization.safe_globals(_HARMLESS):
+            content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ShoalError(
-            f"Weights file {path} cannot be read as tensors only ({_first_line(error)}); "
-            "save the model's state_dict as .safetensors and give that file."
+            f"Weights file {path} cannot be read as tensors only ({_first_line(error)}); where it is a checkpoint you "
+            "trust, save its model's state_dict alone, best as .safetensors, and give that file."
         ) from error
-    return _unwrap(content, path)
+    return recognise(content, str(path))
 
 
 def load_strictly(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy `state` into `net`. Raises ShoalError unless names and shapes agree exactly."""
+    """Copy `state` into `net`. Raises ShoalError unless names and shapes agree.
+
+    Only `num_batches_tracked`, which files of before 2018 lack and which inference never reads, may be missing.
+    """
     have, want = dict(state), net.state_dict()
-    missing, unexpected = sorted(want.keys() - have.keys()), sorted(have.keys() - want.keys())
+    missing = sorted(key for key in want.keys() - have.keys() if not key.endswith("num_batches_tracked"))
+    unexpected = sorted(have.keys() - want.keys())
     odd = sorted(key for key in want.keys() & have.keys() if want[key].shape != have[key].shape)
     if missing or unexpected or odd:
         raise ShoalError(mismatch(source, missing, unexpected, odd))
-    net.load_state_dict(have)
+    net.load_state_dict(have, strict=False)
 
 
 def mismatch(source: str, missing: list[str], unexpected: list[str], odd_shapes: list[str]) -> str:
@@ -93,15 +113,6 @@ def fetch_hub_file(repository: str, filenames: tuple[str, ...]) -> Path:
         with _as_unavailable(), contextlib.suppress(EntryNotFoundError):
             return Path(huggingface_hub.hf_hub_download(repo, filename, revision=revision or None))
     raise HubUnavailableError(f"{repository} holds none of {', '.join(filenames)}")
-
-
-def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ShoalError(f"Weights file {path} holds no mapping of names to tensors; save the model's state_dict.")
-    return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
 def _require_answer(url: str) -> None:

@@ -118,6 +118,36 @@ BENCHMARKS = {
             "<= 2.2 times the CPU for twice the rows, <= 1.5 for twice the clusters",
             _later("growth.run"),
         ),
+        Benchmark(
+            "extract",
+            "shoal extract against bare processes, one per core, on PNGs and JPEGs, EfficientNet-Lite0 and ResNet-18",
+            "images/s >= 0.95 of the bare processes' on each of the four; start-up <= 8 s",
+            _later("extract.run"),
+        ),
+        Benchmark(
+            "extract-dataloader",
+            "shoal extract against a tuned script of torch's DataLoader and webdataset, on JPEGs",
+            "images/s >= 1.0 of the script's in fp32; >= 1.3 in bf16 against the script in fp32",
+            _later("extract_dataloader.run"),
+        ),
+        Benchmark(
+            "extract-dataloader-fashion",
+            "likewise on Fashion-MNIST as PNGs",
+            "the same",
+            _later("extract_dataloader.run", images="fashion"),
+        ),
+        Benchmark(
+            "extract-kills",
+            "shoal extract killed 20 times and resumed by the same command against one left in peace",
+            "the same set of rows, every sample exactly once",
+            _later("extract_kills.run"),
+        ),
+        Benchmark(
+            "extract-memory",
+            "the peak memory of shoal extract on four times the shards against once",
+            "<= 1.1 times, of the driver and of the largest worker",
+            _later("extract_memory.run"),
+        ),
     )
 }
 

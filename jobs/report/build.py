@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -11,22 +9,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jobs.report.data import ReportConfig, ReportData
 from jobs.report.view import view
 from jobs.report.wording import FILTERS
+from pipeline.tables.place import Place, write_whole
 
 
-def build(data: ReportData, path: Path, config: ReportConfig | None = None) -> Path:
+def build(data: ReportData, path: Place, config: ReportConfig | None = None) -> Place:
     """Write the report to `path` and return it; a reader sees the old file or the whole new one.
 
     Costs a decode per picture shown and about a second for the charts. Raises OSError when `path` cannot be written.
     """
     html = render(data, config or ReportConfig())
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        # Names in archives may be bytes that are no UTF-8; they show as escapes.
-        unfinished.write_bytes(html.encode("utf-8", errors="backslashreplace"))
-        os.replace(unfinished, path)  # noqa: PTH105 - says that it overwrites, on every system
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, html.encode("utf-8", errors="backslashreplace"))  # names in archives may be no UTF-8
     return path
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.cluster.config import digest
 from pipeline.cluster.fitted import Labeller, read_labeller
 from pipeline.cluster.publish import Tally, cluster_table, label_files, move_table
 from pipeline.cluster.published import latest_of
 from pipeline.progress import Progress, silent
-from pipeline.tables.artifacts import ArtifactStore
+from pipeline.tables.artifacts import MANIFEST, ArtifactStore
 from pipeline.tables.clusterings import Clustering, Generation, Publication
 from pipeline.tables.collection import Collection
+from pipeline.tables.place import Place, place
 from pipeline.tables.samples import SampleFile
 
 
@@ -31,7 +31,7 @@ class AssignSummary:
 
 
 def assign(
-    table: Collection, artifact: Path | None = None, name: str | None = None, on_progress: Progress = silent
+    table: Collection, artifact: str | Place | None = None, name: str | None = None, on_progress: Progress = silent
 ) -> AssignSummary:
     """Give every row a cluster by `artifact`, or by the model of the clustering's latest generation.
 
@@ -74,9 +74,11 @@ def _work(table: Collection, parent: Generation | None) -> _Work:
     return _Work(version, old, [file for file in samples.files(version=version) if file not in covered])
 
 
-def _labeller(table: Collection, artifact: Path | None, name: str | None) -> Labeller:
+def _labeller(table: Collection, artifact: str | Place | None, name: str | None) -> Labeller:
     if artifact is not None:
-        return read_labeller(ArtifactStore(artifact.absolute().parent), str(artifact.absolute()))
+        folder = place(artifact).absolute()
+        folder = folder.parent if folder.name == MANIFEST else folder
+        return read_labeller(ArtifactStore(folder.parent), folder)
     return read_labeller(table.artifacts, latest_of(table, name)[1].artifact)
 
 

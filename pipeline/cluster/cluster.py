@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +18,7 @@ from pipeline.cluster.source import TableRows
 from pipeline.progress import Progress, silent
 from pipeline.tables.clusterings import Clustering, Generation, Publication
 from pipeline.tables.collection import Collection
+from pipeline.tables.place import Place, remove_tree
 from pipeline.train.checkpoints import CheckpointStore, fingerprint
 from pipeline.train.rows import HeldRows, RowSource
 from pipeline.train.trainer import train_rows
@@ -66,13 +65,13 @@ def cluster(
     clock.append(time.perf_counter())
     labeller = Labeller(artifact, reduction, fitted.model)
     generation = _publish(table, clustering, labeller, fitted, _Context(version, digest(config), clock, on_progress))
-    shutil.rmtree(unfinished, ignore_errors=True)  # with what other settings may have left there
+    remove_tree(unfinished)  # with what other settings may have left there
     with suppress(OSError):  # another clustering's fit may be under way
         unfinished.parent.rmdir()
     return _summary(table, clustering, generation, skipped=False)
 
 
-def _fit(config: ClusterConfig, source: TableRows, on_progress: Progress, unfinished: Path) -> Fit:
+def _fit(config: ClusterConfig, source: TableRows, on_progress: Progress, unfinished: Place) -> Fit:
     """Fit or train, with checkpoints in a folder of `unfinished` that settings and rows name."""
     settings = config.train.outcome if config.trained else config.fit.outcome
     algorithm = config.algorithm.model_dump(mode="json")

@@ -23,6 +23,7 @@ from pipeline.cluster.rows import as_tensor, load_rows
 from pipeline.progress import Progress
 from pipeline.tables.artifacts import Artifact, ArtifactStore, read_artifact
 from pipeline.tables.collection import Collection
+from pipeline.tables.place import Place
 from pipeline.tables.samples import SamplesTable, TableProperties
 
 _REDUCTION: TypeAdapter[ReduceConfig] = TypeAdapter(ReduceConfig)
@@ -130,7 +131,7 @@ def write_fit(table: Collection, config: ClusterConfig, version: int, reduction:
     return table.artifacts.write(config.algorithm.kind, manifest, to_numpy(tensors))
 
 
-def read_labeller(store: ArtifactStore, which: str) -> Labeller:
+def read_labeller(store: ArtifactStore, which: str | Place) -> Labeller:
     """A labeller from a digest or path, with the reduction beside it. Raises TableError if either is missing."""
     artifact = store.read(which)
     needed = artifact.manifest.get("reduction")

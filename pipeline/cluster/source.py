@@ -12,6 +12,7 @@ from pipeline.cluster.fitted import Reduction, read_reduction
 from pipeline.cluster.rows import load_rows
 from pipeline.progress import Progress, silent
 from pipeline.tables.collection import Collection
+from pipeline.tables.place import Place
 from pipeline.tables.samples import SampleFile
 from pipeline.train.checkpoints import fingerprint
 from pipeline.train.rows import Rows, SavedRows
@@ -21,7 +22,7 @@ from pipeline.train.rows import Rows, SavedRows
 class TableRows:
     """A `RowSource`: where a table is, and what its embeddings go through. The rows themselves travel nowhere."""
 
-    table: Path
+    table: Place
     version: int
     reduction: str | None  # digest of the artifact
     ceiling_bytes: int  # of rows in one worker's memory; beyond, they are memory-mapped

@@ -1,4 +1,4 @@
-"""Work done in threads before its result is asked for, in order and in bounded number."""
+"""Work done in threads before its result is asked for: in order, and bounded in number or weight."""
 
 from __future__ import annotations
 
@@ -14,15 +14,28 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def map_ahead(work: Callable[[T], R], items: Iterable[T], threads: Executor, window: int) -> Iterator[R]:
-    """`map`, with up to `window` items at work beside the one asked for; `items` is read by the caller's thread."""
-    waiting: deque[Future[R]] = deque()
+def map_ahead(
+    work: Callable[[T], R],
+    items: Iterable[T],
+    threads: Executor,
+    window: int,
+    weight: Callable[[T], int] = lambda item: 1,
+) -> Iterator[R]:
+    """`map`, with items that weigh up to `window` together at work beside the one asked for.
+
+    `items` is read by the caller's thread.
+    """
+    begun: deque[tuple[Future[R], int]] = deque()
+    held = 0
     for item in items:
-        waiting.append(threads.submit(work, item))
-        if len(waiting) > window:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        begun.append((threads.submit(work, item), weight(item)))
+        held += begun[-1][1]
+        while begun and held > window:
+            done, freed = begun.popleft()
+            held -= freed
+            yield done.result()
+    while begun:
+        yield begun.popleft()[0].result()
 
 
 def one_ahead(items: Iterator[T], thread: Executor) -> Iterator[T]:

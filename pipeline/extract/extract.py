@@ -7,43 +7,116 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from uuid import uuid4
 
 import pyarrow as pa
-from pydantic import Field
 
-from models.backbones import BackboneConfig, load_backbone
-from models.config import Config
+from models.backbones import Backbone, BackboneConfig, load_backbone
 from models.errors import ShoalError
+from pipeline.extract.config import ExtractConfig
 from pipeline.extract.pool import Pool, plan_pool
 from pipeline.extract.prepare import Decoder
-from pipeline.extract.resume import plan_shards
+from pipeline.extract.resume import Todo, plan_shards
 from pipeline.extract.shard import Job, ShardResult, table_properties
+from pipeline.extract.standing import Watch
 from pipeline.extract.summary import ExtractSummary, Tally
 from pipeline.ingest.decode import DecodeConfig
 from pipeline.ingest.decode import decode as decode_image
+from pipeline.ingest.shards import ShardSummary
 from pipeline.progress import Progress, silent
 from pipeline.tables.collection import Collection
 from pipeline.tables.delta import WrittenFile
+from pipeline.tables.place import place
 from pipeline.tables.samples import SamplesTable
 from pipeline.tables.schema import SHARDS
 from pipeline.tables.shards import ShardRecord
+from pipeline.tables.storage import is_object_store
+
+__all__ = ["STEP", "ExtractConfig", "ExtractSummary", "Extraction", "extract"]
 
 STEP = "extract"
+_QUICK_S = 0.1  # a commit that takes longer asks for larger groups
+LIGHT_BYTES = 200_000_000  # of weights, up to which two workers fit a GPU and are better for it: ResNet-50 has 94 MB
 
 
-class ExtractConfig(Config):
-    """How extraction is spread over a cluster, and cut into files and commits."""
+class Extraction:
+    """One call's work, planned: the backbone is loaded, the table is there, and what it has is known. No Ray yet."""
 
-    actors: int | None = Field(None, ge=1, description="workers; null for one per CPU, or as many as the GPUs take")
-    gpus_per_actor: float = Field(0, ge=0, description="0 for CPU workers; a fraction lets workers share a GPU")
-    batch_size: int = Field(64, ge=1, description="images per forward pass")
-    decode_threads: int | None = Field(None, ge=1, description="per worker; null for a share of its CPUs")
-    commit_shards: int = Field(8, ge=1, description="shards that are committed together")
-    commit_interval_s: float = Field(60, ge=0, description="a finished shard may be committed with fewer after this")
-    rows_per_file: int = Field(50_000, ge=1, description="embeddings that a worker holds before it writes a file")
-    max_rejects: int | None = Field(None, ge=0, description="stop before committing more; null for no limit")
+    def __init__(
+        self,
+        shards: Sequence[str],
+        table: Collection,
+        backbone: BackboneConfig,
+        config: ExtractConfig | None = None,
+        decode: DecodeConfig | Decoder | None = None,
+        on_progress: Progress = silent,
+    ) -> None:
+        """Raises ShoalError for a backbone that cannot be had, TableError if the table has another one's embeddings."""
+        self.table = table
+        self.config = config or ExtractConfig()
+        self._decode = decode if callable(decode) else decode or DecodeConfig()
+        self._backbone = load_backbone(backbone)
+        # One of each for the whole run: they remember what the log said.
+        self._samples = table.create_samples(table_properties(self._backbone, _recorded(self._decode)))
+        self._shards = table.shards
+        self._on_progress = on_progress
+        self.todo: Todo = plan_shards(shards, table, self.config.verify, on_progress)
+
+    def run(self) -> ExtractSummary:
+        """Embed what is to do. Needs a Ray session, unless nothing is.
+
+        Raises ShoalError if the cluster has no room for the workers, more than `max_rejects` samples are rejected, or a
+        worker cannot write; TableError if another run adds the same shards.
+        """
+        tally = Tally(self.todo)
+        self._on_progress(STEP, tally.in_table, self.todo.total)
+        if self.todo.shards:
+            self._run(tally)
+        return tally.summary()
+
+    def _run(self, tally: Tally) -> None:
+        from pipeline.extract import workers  # noqa: PLC0415  Ray reads the environment when it is first imported
+
+        light = sum(tensor.nbytes for tensor in self._backbone.net.state_dict().values()) <= LIGHT_BYTES
+        pool = plan_pool(workers.cluster_nodes(), self.todo.total, self.config, light)
+        run = workers.Run(self._job(pool))
+        name = f"{STEP}-{uuid4().hex}"
+        watch = Watch(run.standing, self._on_progress, STEP, self.todo)
+        with watch, closing(run.results(self.todo.shards)) as results:
+            for number, group in enumerate(commit_groups(results, self.config)):
+                tally.add(group)
+                tally.check(self.config.max_rejects)
+                self._commit(group, (name, number))
+                tally.committed()
+                watch.committed(tally.in_table)
+
+    def _commit(self, group: Sequence[ShardResult], transaction: tuple[str, int]) -> None:
+        """Rows of a group in one commit.
+
+        Its rows in the shards table come before: without samples nobody asks for them.
+        """
+        records = [_record(each, each.summary) for each in group if each.summary is not None]
+        if not records:
+            return
+        files = [file for result in group for file in result.files]
+        _check_visible(self._samples, files)
+        self._shards.upsert(pa.Table.from_pylist([asdict(record) for record in records], schema=SHARDS))
+        self._samples.commit(files, transaction, {"step": STEP, "shards": str(len(records))})
+
+    def _job(self, pool: Pool) -> Job:
+        limits = self._decode if isinstance(self._decode, DecodeConfig) else DecodeConfig()
+        return Job(
+            table=self._samples,
+            backbone=self._backbone.config,
+            pixels=self._backbone.pixels,
+            decoder=_decoder(self._decode, self._backbone),
+            decoding=_recorded(self._decode),
+            max_member_bytes=limits.max_image_bytes,
+            batch_size=self.config.batch_size,
+            rows_per_file=self.config.rows_per_file,
+            ahead_bytes=self.config.ahead_bytes // pool.streams,
+            pool=pool,
+        )
 
 
 def extract(
@@ -57,88 +130,56 @@ def extract(
     """Embed every image of `shards` into the samples table. Needs a Ray session.
 
     A shard becomes visible all at once and only once, rejects included. Whatever ends a run, the next one goes on with
-    the shards that are not in the table; `on_progress` counts those that are. An image that kills its worker becomes
-    a reject, at the price of three new workers (see Ledger).
+    the shards that are not in the table; `on_progress` counts those that are, and says after a comma how fast it goes.
+    An image that kills its worker becomes a reject, at the price of three new workers (see Ledger).
 
-    Raises ShoalError if the cluster has no room for the workers, more than `max_rejects` samples are rejected, or a
-    worker cannot write; TableError if the table has another backbone's embeddings or another run adds the same shards.
+    Memory: see ExtractConfig. Raises as Extraction and its `run`.
     """
-    config, started = config or ExtractConfig(), time.monotonic()
-    samples = table.create_samples(table_properties(load_backbone(backbone)))
-    todo = plan_shards(shards, table)
-    tally, run = Tally(todo, started), f"{STEP}-{uuid4().hex}"
-    on_progress(STEP, tally.in_table, todo.total)
-    if not todo.shards:
-        return tally.summary()
-    from pipeline.extract import workers  # noqa: PLC0415  Ray reads the environment when it is first imported
-
-    pool = plan_pool(workers.cluster_nodes(), todo.total, config.actors, config.gpus_per_actor, config.decode_threads)
-    with closing(workers.run(todo.shards, _job(samples, backbone, config, decode, pool))) as results:
-        for number, group in enumerate(commit_groups(results, config)):
-            tally.add(group)
-            tally.check(config.max_rejects)
-            _commit(table, samples, group, (run, number))
-            on_progress(STEP, tally.in_table, todo.total)
-    return tally.summary()
+    return Extraction(shards, table, backbone, config, decode, on_progress).run()
 
 
-def _job(
-    table: SamplesTable,
-    backbone: BackboneConfig,
-    config: ExtractConfig,
-    decode: DecodeConfig | Decoder | None,
-    pool: Pool,
-) -> Job:
-    limits = decode if isinstance(decode, DecodeConfig) else DecodeConfig()
-    return Job(
-        table=table,
-        backbone=backbone,
-        decoder=decode if callable(decode) else partial(decode_image, config=limits),
-        max_member_bytes=limits.max_image_bytes,
-        batch_size=config.batch_size,
-        rows_per_file=config.rows_per_file,
-        pool=pool,
-    )
+def _recorded(decode: DecodeConfig | Decoder) -> dict[str, object]:
+    """Settings of decoding that embeddings depend on."""
+    return {}
+
+
+def _decoder(decode: DecodeConfig | Decoder, backbone: Backbone) -> Decoder:
+    return partial(decode_image, config=decode) if isinstance(decode, DecodeConfig) else decode
 
 
 def commit_groups(results: Iterable[ShardResult], config: ExtractConfig) -> Iterator[list[ShardResult]]:
     """What to commit together: `commit_shards` results, or those of one interval if that is fewer.
 
-    Raises ShoalError at a result that is fatal.
+    A commit into a table of a hundred thousand files takes a third of a second, so that groups grow with the table:
+    whoever takes them is busy with them for a tenth of the time at most. Raises ShoalError at a result that is fatal.
     """
     group: list[ShardResult] = []
-    started = time.monotonic()
+    began, busy_s = time.monotonic(), 0.0
     for result in results:
         if result.fatal is not None:
             raise ShoalError(result.fatal)
         group.append(result)
-        if len(group) >= config.commit_shards or time.monotonic() - started >= config.commit_interval_s:
+        waited_s = time.monotonic() - began
+        patient = busy_s > _QUICK_S and waited_s < 9 * busy_s
+        if waited_s >= config.commit_interval_s or (len(group) >= config.commit_shards and not patient):
+            given = time.monotonic()
             yield group
-            group, started = [], time.monotonic()
+            group, began = [], time.monotonic()
+            busy_s = began - given
     if group:
         yield group
 
 
-def _commit(
-    table: Collection, samples: SamplesTable, group: Sequence[ShardResult], transaction: tuple[str, int]
-) -> None:
-    """Rows of a group in one commit. Its rows in the shards table come before: without samples nobody asks for them."""
-    records = [
-        ShardRecord(each.shard, each.summary.size, each.summary.checksum, each.images, sum(each.rejects.values()))
-        for each in group
-        if each.summary is not None
-    ]
-    if not records:
-        return
-    files = [file for result in group for file in result.files]
-    _check_visible(samples, files)
-    table.shards.upsert(pa.Table.from_pylist([asdict(record) for record in records], schema=SHARDS))
-    samples.commit(files, transaction, {"step": STEP, "shards": str(len(records))})
+def _record(result: ShardResult, summary: ShardSummary) -> ShardRecord:
+    rejects = sum(result.rejects.values())
+    return ShardRecord(result.shard, summary.size, summary.checksum, result.images, rejects, summary.modified)
 
 
 def _check_visible(samples: SamplesTable, files: Sequence[WrittenFile]) -> None:
     """Raise ShoalError for files that only the machine that wrote them has."""
-    unseen = [file.path for file in files if not Path(samples.path, file.path).exists()]
+    if is_object_store(samples.path):  # which is the same for all
+        return
+    unseen = [file.path for file in files if not (place(samples.path) / file.path).exists()]
     if unseen:
         raise ShoalError(
             f"A worker wrote {unseen[0]} to {samples.path}, but it is not there for this process; "

@@ -1,4 +1,4 @@
-"""What each shard did to the workers that read it, kept where no worker's death reaches it."""
+"""What each shard did to the workers that read it and how far they are, kept where no worker's death reaches it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,30 @@ class Attempt:
         return self.deaths > 0
 
 
+@dataclass(frozen=True)
+class Standing:
+    """How far a shard is, or all shards of a run are together."""
+
+    shards: float = 0.0  # of one shard the part that was read, by bytes
+    images: int = 0
+    rejects: int = 0
+    waiting: int = 0  # images begun, and not yet embedded
+
+    def __add__(self, other: Standing) -> Standing:
+        return Standing(
+            self.shards + other.shards,
+            self.images + other.images,
+            self.rejects + other.rejects,
+            self.waiting + other.waiting,
+        )
+
+
 @dataclass
 class _Case:
     deaths: int = 0
     suspect: int | None = None
     strikes: Counter[int] = field(default_factory=Counter)
+    standing: Standing = Standing()
 
     def attempt(self) -> Attempt:
         convicted = frozenset(offset for offset, count in self.strikes.items() if count >= STRIKES)
@@ -36,7 +55,7 @@ class _Case:
 
 
 class Ledger:
-    """Finds the images that kill their worker, from what workers said just before they died.
+    """Finds the images that kill their worker, from what workers said just before they died; adds up progress.
 
     The first attempt at a shard costs two calls. A shard that was begun and never ended killed its worker; later
     attempts announce each image, so that a crash has a name. k killing images cost 1 + 2 k deaths. A worker lost for
@@ -46,6 +65,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self._open: dict[str, _Case] = {}
+        self._ended = Standing()
 
     def begin(self, shard: str) -> Attempt:
         """Open the shard; a shard still open means that its last worker died."""
@@ -54,6 +74,7 @@ class Ledger:
             case = self._open[shard] = _Case()
         else:
             case.deaths += 1
+            case.standing = Standing()
             if case.suspect is not None:
                 case.strikes[case.suspect] += 1
                 case.suspect = None
@@ -63,6 +84,16 @@ class Ledger:
         """Whom to suspect from here on: the image at `offset`, or none."""
         self._open[shard].suspect = offset
 
-    def end(self, shard: str) -> None:
-        """Forget the shard."""
+    def advance(self, shard: str, standing: Standing) -> None:
+        """How far an open shard is."""
+        if shard in self._open:
+            self._open[shard].standing = standing
+
+    def end(self, shard: str, standing: Standing) -> None:
+        """Forget the shard, but not what was made of it."""
         self._open.pop(shard, None)
+        self._ended += standing
+
+    def standing(self) -> Standing:
+        """The sum over shards that ended and shards that are open."""
+        return sum((case.standing for case in self._open.values()), self._ended)

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from models.errors import ShoalError
+from pipeline.extract.config import ExtractConfig
+
+MAX_STREAMS = 16  # per worker: each open shard is a thread there, and half a dozen of decoding tasks feed any GPU
 
 
 @dataclass(frozen=True)
@@ -31,30 +34,60 @@ class Pool:
     actors: int
     cpus: int  # per actor
     gpus: float  # per actor
-    decode_threads: int
+    decode_threads: int  # per actor, or per decoding task when split
     torch_threads: int
+    streams: int = 1  # shards open at a time, per actor
+    split: bool = False  # shards are decoded by tasks of one CPU, `streams` per actor
 
 
-def plan_pool(
-    nodes: Sequence[Node], shards: int, actors: int | None, gpus_per_actor: float, decode_threads: int | None
-) -> Pool:
-    """The largest equal workers that all fit at once, at most one per shard.
+def plan_pool(nodes: Sequence[Node], shards: int, config: ExtractConfig, light: bool = False) -> Pool:
+    """The largest equal workers that all fit at once, at most one per shard; `light` backbones share a GPU.
 
-    A pool that does not fit would wait for ever, hence the ShoalError. Threads follow from the whole request, not
-    from what is left to do, so that a resumed extraction computes with as many as the one it resumes.
+    A pool that does not fit would wait for ever, hence the ShoalError, unless `autoscale` says that room will come.
+    Threads follow from the whole request, not from what is left to do, so that a resumed extraction computes with as
+    many as the one it resumes.
     """
-    room = sum(node.room(1, gpus_per_actor) for node in nodes)
-    if room < (actors or 1):
-        raise ShoalError(
-            f"extract needs {actors or 1} actors of 1 CPU and {gpus_per_actor:g} GPU but the cluster has room for "
-            f"{room}; set extract.actors or extract.gpus_per_actor lower, or wait until its nodes are up."
-        )
-    count = min(actors or room, max(1, shards))
-    cpus = max(
-        size
-        for size in range(1, max(node.cpus for node in nodes) + 1)
-        if sum(node.room(size, gpus_per_actor) for node in nodes) >= count
+    gpus = _gpus_per_actor(nodes, config.gpus_per_actor, light)
+    split = config.layout == "split" or (
+        config.layout == "auto" and gpus > 0 and any(node.cpus and not node.gpus for node in nodes)
     )
+    room = sum(node.room(1, gpus) for node in nodes)
+    if room < (config.actors or 1) and not (config.autoscale and config.actors):
+        raise ShoalError(
+            f"extract needs {config.actors or 1} actors of 1 CPU and {gpus:g} GPU but the cluster has room for "
+            f"{room}; set extract.actors or extract.gpus_per_actor lower, wait until its nodes are up, or set "
+            "extract.actors and extract.autoscale where nodes come on demand."
+        )
+    count = min(config.actors or room, max(1, shards))
+    at_most = -(-max(1, shards) // count)
+    return _split(nodes, count, gpus, config, at_most) if split else _fused(nodes, count, gpus, config, at_most)
+
+
+def _gpus_per_actor(nodes: Sequence[Node], wanted: float | None, light: bool) -> float:
+    if wanted is not None:
+        return wanted
+    if not any(node.gpus for node in nodes):
+        return 0
+    return 0.5 if light else 1
+
+
+def _fused(nodes: Sequence[Node], count: int, gpus: float, config: ExtractConfig, at_most: int) -> Pool:
+    sizes = range(1, max((node.cpus for node in nodes), default=1) + 1)
+    cpus = max((size for size in sizes if sum(node.room(size, gpus) for node in nodes) >= count), default=1)
     # A GPU leaves the CPUs to decoding; without one the backbone needs most of them.
-    decoders = decode_threads or max(1, cpus - 1 if gpus_per_actor else cpus // 4)
-    return Pool(count, cpus, gpus_per_actor, decoders, max(1, cpus - decoders))
+    decoders = config.decode_threads or max(1, cpus - 1 if gpus else cpus // 4)
+    streams = min(config.streams or (2 if gpus else 1), at_most)
+    return Pool(count, cpus, gpus, decoders, max(1, cpus - decoders), streams)
+
+
+def _split(nodes: Sequence[Node], count: int, gpus: float, config: ExtractConfig, at_most: int) -> Pool:
+    """One CPU per worker, and all others to tasks that decode a shard each."""
+    others = sum(node.cpus for node in nodes) - count
+    if others < 1:
+        raise ShoalError(
+            f"The split layout needs a CPU beside those of its {count} actors but the cluster has "
+            f"{others + count}; set extract.actors lower, or extract.layout=fused."
+        )
+    threads = config.decode_threads or 1
+    streams = config.streams or max(1, min(MAX_STREAMS, others // (count * threads)))
+    return Pool(count, 1, gpus, threads, 1, min(streams, at_most), split=True)

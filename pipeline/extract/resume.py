@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import Literal
 
+import pyarrow as pa
+
+from pipeline.ingest.stored import Stored, stored_all
+from pipeline.ingest.stream import CHUNK_BYTES, open_raw
+from pipeline.progress import Progress, silent
 from pipeline.tables.collection import Collection
-from pipeline.tables.schema import TableError
-from pipeline.tables.storage import open_filesystem
+from pipeline.tables.schema import SHARDS
+from pipeline.tables.shards import ShardRecord, ShardsTable
 
-_THREADS = 32  # an object store answers one question in tens of milliseconds, and many at a time
+Verify = Literal["auto", "always", "never"]
+STEP = "verify"
+READERS = 8  # shards that are read at a time, each with one chunk in memory
+_RECORDED = 512  # shards between two commits of what was found; a run that is stopped need not read these again
+_SHA256 = "sha256:"
 
 
 @dataclass(frozen=True)
@@ -19,7 +31,7 @@ class Todo:
 
     shards: list[str]
     skipped: list[str]  # have rows in the table
-    changed: list[str]  # of the skipped: have another size now than when they were read
+    changed: list[str]  # of the skipped: are something else now than what was read
 
     @property
     def total(self) -> int:
@@ -27,33 +39,83 @@ class Todo:
         return len(self.shards) + len(self.skipped)
 
 
-def plan_shards(shards: Sequence[str], table: Collection) -> Todo:
-    """Compare `shards` with the log and the shards table; asks the storage for the size of each skipped one.
+def plan_shards(
+    shards: Sequence[str], table: Collection, verify: Verify = "auto", on_progress: Progress = silent
+) -> Todo:
+    """Compare `shards` with the log and with the shards table, which says what they were when they were read.
 
-    A shard that changed and kept its size is not noticed: that would take reading it.
+    A skipped shard has changed if its size differs, or its SHA-256, for which it has to be read: with `verify` "auto"
+    where its storage gives another time of writing than when it was read last (or knew none then), with "always" in any
+    case, with "never" not at all. The time of a shard that was read and is unchanged is recorded, so that it is not
+    read again. Unchanged is also what cannot be found now, what the table has no record of, and, except for "always",
+    what was rewritten with the same size while its time stayed the same.
+
+    Costs a listing per folder, or a request per shard where few share one. Raises TableError for a damaged table.
     """
     done = table.samples.done_shards()
     unique = list(dict.fromkeys(shards))
     skipped = [shard for shard in unique if shard in done]
-    return Todo([shard for shard in unique if shard not in done], skipped, _changed(skipped, table))
+    changed = _changed(skipped, table, verify, on_progress)
+    return Todo(
+        [shard for shard in unique if shard not in done], skipped, [shard for shard in skipped if shard in changed]
+    )
 
 
-def _changed(skipped: Sequence[str], table: Collection) -> list[str]:
-    known = table.shards.records() if skipped else {}
-    with ThreadPoolExecutor(_THREADS) as threads:
-        sizes = list(threads.map(_size, skipped))
-    return [
-        shard
-        for shard, size in zip(skipped, sizes, strict=True)
-        if shard in known and None not in (size, known[shard].size) and size != known[shard].size
+def _changed(skipped: Sequence[str], table: Collection, verify: Verify, on_progress: Progress) -> set[str]:
+    records = table.shards.records() if skipped else {}
+    found = stored_all([shard for shard in skipped if shard in records])
+    resized = {shard for shard, now in found.items() if _has_other_size(records[shard], now)}
+    doubtful = [
+        replace(records[shard], modified=found[shard].modified)
+        for shard in skipped
+        if shard in found and shard not in resized and _is_doubtful(records[shard], found[shard], verify)
     ]
+    return resized | _rewritten(doubtful, records, table.shards, on_progress)
 
 
-def _size(shard: str) -> int | None:
-    """Bytes as stored; None where nobody can tell."""
+def _has_other_size(record: ShardRecord, now: Stored) -> bool:
+    return None not in (record.size, now.size) and record.size != now.size
+
+
+def _is_doubtful(record: ShardRecord, now: Stored, verify: Verify) -> bool:
+    """Whether only reading tells; without a checksum to compare with, not even that does."""
+    if verify == "never" or not (record.checksum or "").startswith(_SHA256):
+        return False
+    return verify == "always" or now.modified not in (None, record.modified)
+
+
+def _rewritten(
+    doubtful: Sequence[ShardRecord], records: Mapping[str, ShardRecord], table: ShardsTable, on_progress: Progress
+) -> set[str]:
+    """Shards of which other bytes are stored than recorded; of those that are the same, the new time is recorded."""
+    rewritten: set[str] = set()
+    checksums = _checksums(doubtful, on_progress)
+    while group := list(islice(checksums, _RECORDED)):
+        rewritten |= {now.shard for now, checksum in group if checksum not in (None, now.checksum)}
+        news = [now for now, checksum in group if checksum == now.checksum and now != records[now.shard]]
+        if news:
+            table.upsert(pa.Table.from_pylist([asdict(now) for now in news], schema=SHARDS))
+    return rewritten
+
+
+def _checksums(records: Sequence[ShardRecord], on_progress: Progress) -> Iterator[tuple[ShardRecord, str | None]]:
+    threads = ThreadPoolExecutor(READERS)
     try:
-        filesystem, path = open_filesystem(shard)
-        size: int | None = filesystem.get_file_info(path).size
-    except (OSError, TableError):
+        read = threads.map(_checksum, (record.shard for record in records))
+        for number, (record, checksum) in enumerate(zip(records, read, strict=True), start=1):
+            on_progress(STEP, number, len(records))
+            yield record, checksum
+    finally:
+        threads.shutdown(cancel_futures=True)  # who is interrupted does not wait for all
+
+
+def _checksum(shard: str) -> str | None:
+    """SHA-256 of the stored bytes; None where they cannot be read now, which says nothing about them."""
+    digest = hashlib.sha256()
+    try:
+        with open_raw(shard) as raw:
+            while chunk := raw.read(CHUNK_BYTES):
+                digest.update(chunk)
+    except Exception:  # every filesystem raises what it likes
         return None
-    return size
+    return _SHA256 + digest.hexdigest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -9,12 +11,19 @@ import numpy as np
 import ray
 import ray.data
 from pydantic import TypeAdapter
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from models.backbones import load_backbone
 from models.errors import ShoalError
-from pipeline.extract.ledger import Attempt, Ledger
+from pipeline.extract.ledger import Attempt, Ledger, Standing
+from pipeline.extract.meter import Meter
 from pipeline.extract.pool import Node
-from pipeline.extract.shard import Job, ShardResult, ShardWorker
+from pipeline.extract.prepare import Batch
+from pipeline.extract.shard import Hooks, Job, ShardResult, ShardWorker
+from pipeline.extract.sources import DecoderDiedError, RemoteSource, announcer
 from pipeline.tables.schema import TableError
+
+ADVANCE_S = 1.0  # between two messages of a worker about one shard
 
 _RESULT = TypeAdapter(ShardResult)  # results travel as JSON: Ray would pickle the objects, with a warning
 
@@ -28,31 +37,71 @@ class ShardActor:
     def __init__(self, job: Job, ledger: Any) -> None:
         self._job = job
         self._ledger = ledger  # handle of an actor that is a Ledger
+        self._meter = Meter()
+        self._loading = threading.Lock()
         self._worker: ShardWorker | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, list[str]]]:
-        """The result of each shard of `batch`, which is one."""
+        """The result of each shard of `batch`, which is one; up to `streams` threads are in here."""
         for shard in map(str, batch["shard"]):
-            attempt: Attempt = ray.get(self._ledger.begin.remote(shard))
-            result = self._extract(shard, attempt)
-            ray.get(self._ledger.end.remote(shard))
+            result = self._extract(shard)
+            self._meter.shard(result)
+            ray.get(self._ledger.end.remote(shard, result.standing))
             yield {"result": [_RESULT.dump_json(result).decode()]}
 
-    def _extract(self, shard: str, attempt: Attempt) -> ShardResult:
-        if attempt.hopeless:
-            return ShardResult(shard, failure=f"{attempt.deaths} workers died on it, and not of single images")
-        try:
-            # Loaded here and not by the constructor, whose deaths nobody would count.
-            self._worker = self._worker or ShardWorker(self._job)
-            return self._worker.extract(shard, attempt, lambda offset: self._announce(shard, offset))
-        except (ShoalError, TableError) as error:
-            return ShardResult(shard, fatal=str(error))
-        except OSError as error:
-            where = self._job.table.path
-            return ShardResult(shard, fatal=f"A worker cannot write to {where} ({error}); mend that and run again.")
+    def _extract(self, shard: str) -> ShardResult:
+        while True:
+            attempt: Attempt = ray.get(self._ledger.begin.remote(shard))
+            if attempt.hopeless:
+                return ShardResult(shard, failure=f"{attempt.deaths} workers died on it, and not of single images")
+            try:
+                hooks = Hooks(announcer(self._ledger, shard), _Advance(shard, self._ledger, self._meter))
+                return self._loaded().extract(shard, attempt, hooks)
+            except DecoderDiedError:
+                continue
+            except (ShoalError, TableError) as error:
+                return ShardResult(shard, fatal=str(error))
+            except OSError as error:
+                where = self._job.table.path
+                return ShardResult(shard, fatal=f"A worker cannot write to {where} ({error}); mend that and run again.")
 
-    def _announce(self, shard: str, offset: int | None) -> None:
-        ray.get(self._ledger.enter.remote(shard, offset))
+    def _loaded(self) -> ShardWorker:
+        """Loaded here and not by the constructor, whose deaths nobody would count."""
+        with self._loading:
+            if self._worker is None:
+                self._worker = _worker(self._job, self._ledger)
+            return self._worker
+
+
+class _Advance:
+    """Tells the meter of every batch, and the ledger now and then."""
+
+    def __init__(self, shard: str, ledger: Any, meter: Meter) -> None:
+        self._shard = shard
+        self._ledger = ledger
+        self._meter = meter
+        self._standing = Standing()
+        self._told_at = time.monotonic()
+
+    def __call__(self, batch: Batch, forward_s: float) -> None:
+        self._meter.batch(batch, forward_s)
+        images = len(batch.pixels_NCHW)
+        rejects = len(batch.items) - images
+        before = self._standing
+        self._standing = Standing(batch.fraction, before.images + images, before.rejects + rejects, batch.waiting)
+        if time.monotonic() - self._told_at >= ADVANCE_S:
+            self._ledger.advance.remote(self._shard, self._standing)
+            self._told_at = time.monotonic()
+
+
+def _worker(job: Job, ledger: Any) -> ShardWorker:
+    backbone = load_backbone(job.backbone, "cuda" if job.pool.gpus else "cpu")
+    job.require(backbone)
+    return ShardWorker(job, backbone, RemoteSource(job, ledger) if job.pool.split else job.local_source())
+
+
+def _nothing() -> None:
+    """Its module is imported to run it."""
 
 
 def cluster_nodes() -> list[Node]:
@@ -62,28 +111,55 @@ def cluster_nodes() -> list[Node]:
     return [Node(int(each.get("CPU", 0)), float(each.get("GPU", 0))) for each in resources]
 
 
-def run(shards: Sequence[str], job: Job) -> Generator[ShardResult]:
-    """Results as they come. Closing the iterator stops the workers.
+class Run:
+    """The workers of one extraction, and what they say. Needs a Ray session."""
 
-    A worker that dies is started again by Ray, and its shard with it. Takes 5-20 s to start, and 1-2 ms per shard.
-    """
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    ledger: Any = ray.remote(num_cpus=0)(Ledger).remote()
-    with ray.data.DataContext.current(context):  # a dataset keeps the context it was made in
-        names = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
-        results = names.map_batches(
-            ShardActor,
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=job.pool.actors),
-            num_cpus=job.pool.cpus,
-            num_gpus=job.pool.gpus or None,
-            fn_constructor_args=(job, ledger),
-        )
-    try:
-        # Nothing is fetched ahead, or a finished shard would wait for the next one before it can be committed.
-        batches: Iterable[Any] = results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-        for batch in batches:
-            yield from map(_RESULT.validate_json, batch["result"].to_pylist())
-    finally:
-        ray.kill(ledger)
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        # With the driver, which no run outlives anyhow: any other machine may be lost.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._ledger: Any = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here).remote()
+        self._warm()
+
+    def _warm(self) -> None:
+        """Have processes import what workers need (seconds) while the driver plans; Ray gives them to the workers."""
+        warm: Any = ray.remote(num_cpus=self._job.pool.cpus, scheduling_strategy="SPREAD")(_nothing)
+        for _ in range(self._job.pool.actors):
+            warm.remote()
+
+    def results(self, shards: Sequence[str]) -> Generator[ShardResult]:
+        """Results as they come. Closing the iterator stops the workers.
+
+        A worker that dies is started again by Ray, and its shards with it; on a machine that is left, or when another
+        worker has no more to do. Takes 5-10 s to start, and 1-2 ms per shard.
+        """
+        pool = self._job.pool
+        context = ray.data.DataContext.get_current().copy()
+        context.enable_progress_bars = False
+        with ray.data.DataContext.current(context):  # a dataset keeps the context it was made in
+            names = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+            results = names.map_batches(
+                ShardActor,
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(
+                    size=pool.actors,
+                    max_tasks_in_flight_per_actor=pool.streams,  # a shard that waits at one worker is no other's
+                    max_concurrent_calls_per_actor=pool.streams,
+                    enable_true_multi_threading=pool.streams > 1,
+                ),
+                num_cpus=pool.cpus,
+                num_gpus=pool.gpus or None,
+                fn_constructor_args=(self._job, self._ledger),
+            )
+        try:
+            # Nothing is fetched ahead, or a finished shard would wait for the next one before it can be committed.
+            batches: Iterable[Any] = results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+            for batch in batches:
+                yield from map(_RESULT.validate_json, batch["result"].to_pylist())
+        finally:
+            ray.kill(self._ledger)
+
+    def standing(self) -> Standing:
+        """How far all shards are together. Raises ray.exceptions.RayError once the run is over."""
+        standing: Standing = ray.get(self._ledger.standing.remote(), timeout=5)
+        return standing

@@ -1,7 +1,8 @@
 """Image bytes to an RGB tensor; what cannot be decoded says why.
 
-JPEG goes through torchvision, which rejects every truncation. Everything else goes through Pillow, because torchvision
-crashes the process on damaged PNGs. Either way the size in the header is checked before memory is taken for pixels.
+JPEG goes through torchvision, which rejects every truncation, or through Pillow where it is to be decoded at a reduced
+size, which torchvision cannot. Everything else goes through Pillow, because torchvision crashes the process on damaged
+PNGs. Either way the size in the header is checked before memory is taken for pixels.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
@@ -24,47 +26,56 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from models.config import Config
-from pipeline.ingest.headers import JPEG_MAGIC, PNG_MAGIC, Undecodable, check_png, check_riff, jpeg_size
+from pipeline.ingest.headers import (
+    JPEG_MAGIC,
+    ORIENTATION_TAG,
+    PNG_MAGIC,
+    JpegHeader,
+    Undecodable,
+    check_png,
+    check_riff,
+    has_end,
+    read_jpeg_header,
+)
 from pipeline.tables.schema import Reason
 
 __all__ = ["DecodeConfig", "Undecodable", "decode"]
 
 
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N")
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = {  # EXIF orientation to what puts the image upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_FLIPS = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}  # EXIF orientation to mirrored axes
+_SPARE = 2  # how many times the size asked for is left after reducing
 
 
 class DecodeConfig(Config):
     """What an image may cost."""
 
-    # Each pixel takes 3 bytes once decoded, and up to 16 on the way there.
+    # Each pixel takes 3 bytes once decoded, and on the way there 3 to 9 (JPEG), 10 to 14 (PNG) or 18 (lossless WebP).
     max_pixels: int = Field(default=2**26, ge=1)
     # Of the encoded file, as a limit for read_samples: a larger one is never held in memory.
     max_image_bytes: int = Field(default=2**28, ge=1)
+    reduce_jpeg: bool = Field(
+        default=True, description="decode a JPEG at 1/2, 1/4 or 1/8 where that leaves twice the size the backbone takes"
+    )
 
 
-def decode(image: bytes, config: DecodeConfig | None = None) -> Tensor:
-    """The image as a contiguous uint8 tensor (3, H, W), RGB, upright; the first frame of an animation.
+def decode(image: bytes, config: DecodeConfig | None = None, short_side: int | None = None) -> Tensor:
+    """The image as a uint8 tensor (3, H, W) of any strides, RGB, upright; the first frame of an animation.
 
     The format is read from the bytes, not from a name. EXIF orientation is applied. What is transparent lies on white;
     16-bit channels are scaled to 8, not clipped; colour profiles are ignored. JPEG, PNG, GIF, WebP, BMP, TIFF and
     PPM can be decoded.
+
+    With `short_side` (and `config.reduce_jpeg`) a JPEG whose short side is at least 4, 8 or 16 times that many pixels
+    is decoded at 1/2, 1/4 or 1/8, by a smaller inverse DCT. Nothing else is reduced. `max_pixels` counts the pixels in
+    the header all the same, because the memory for a progressive JPEG grows with those.
 
     Raises Undecodable and nothing else. PNGs are held to their checksums; damage in the pixels of other formats that
     leaves the structure whole cannot be seen. Safe in threads: no global state of Pillow is touched.
     """
     config = config or DecodeConfig()
     try:
-        return _decode(image, config)
+        return _decode(image, config, short_side)
     except Undecodable:
         raise
     except Exception as error:  # Pillow's parsers raise a dozen types for damaged files, torchvision RuntimeError
@@ -72,14 +83,11 @@ def decode(image: bytes, config: DecodeConfig | None = None) -> Tensor:
         raise Undecodable(_reason(error, detail), detail) from error
 
 
-def _decode(image: bytes, config: DecodeConfig) -> Tensor:
+def _decode(image: bytes, config: DecodeConfig, short_side: int | None) -> Tensor:
     if not image:
         raise Undecodable(Reason.empty_image, "0 bytes")
     if image.startswith(JPEG_MAGIC):
-        _check_size(*jpeg_size(image), config)
-        encoded = torch.frombuffer(bytearray(image), dtype=torch.uint8)
-        pixels: Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-        return pixels.contiguous()
+        return _decode_jpeg(image, config, short_side)
     opener = _opener(image)
     if opener is PngImageFile:
         check_png(image)
@@ -88,8 +96,54 @@ def _decode(image: bytes, config: DecodeConfig) -> Tensor:
     with opener(io.BytesIO(image)) as picture:
         _check_size(*picture.size, config)
         picture.load()
-        upright = _upright(_to_rgb(picture), _orientation(picture))
-    return torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()
+        return _upright(_tensor(_opaque(picture)), _orientation(picture))
+
+
+def _decode_jpeg(image: bytes, config: DecodeConfig, short_side: int | None) -> Tensor:
+    header = read_jpeg_header(image)
+    _check_size(header.width, header.height, config)
+    factor = _factor(header, short_side) if config.reduce_jpeg else 1
+    reduced_3HW = _decode_reduced(image, header, factor) if factor > 1 else None
+    if reduced_3HW is not None:
+        return _upright(reduced_3HW, header.orientation)
+    whole_3HW: Tensor = decode_jpeg(torch.frombuffer(bytearray(image), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    return _upright(whole_3HW, header.orientation)
+
+
+def _factor(header: JpegHeader, short_side: int | None) -> int:
+    """The largest of 8, 4, 2 that leaves `_SPARE` times the pixels asked for; 1 when none does.
+
+    At twice that, EfficientNet-Lite0's embeddings of photos are 3 to 6 % from those of the whole image where `factor`
+    divides the sides, and up to 9 % where it does not; at just the size asked for, 8 to 16 %. For comparison: saving at
+    quality 90 instead of 95 moves them by 2 to 5 %, bfloat16 by 3 %.
+    """
+    if short_side is None or not header.reducible:
+        return 1
+    room = min(header.width, header.height) // (_SPARE * short_side)
+    return max((factor for factor in (2, 4, 8) if factor <= room), default=1)
+
+
+def _decode_reduced(image: bytes, header: JpegHeader, factor: int) -> Tensor | None:
+    """None for what is damaged: then the verdict is that on the whole image.
+
+    Pillow alone would let a file pass that ends between its last pixel and its end marker.
+    """
+    if not has_end(image, header.frame):
+        return None
+    try:
+        with JpegImageFile(io.BytesIO(image)) as picture:
+            picture.draft(None, (header.width // factor, header.height // factor))
+            picture.load()
+            reduced_3HW = _tensor(picture)
+    except Exception:  # Pillow's parser raises many types
+        return None
+    # A last row or column of which half or less is image would stretch it: 0.4 of 256 pixels at 1/8.
+    return reduced_3HW[:, : _nearest(header.height, factor), : _nearest(header.width, factor)]
+
+
+def _nearest(size: int, factor: int) -> int:
+    """`size` / `factor`, rounded to the nearest."""
+    return (size + factor // 2 - 1) // factor
 
 
 def _opener(image: bytes) -> Callable[[io.BytesIO], ImageFile]:
@@ -118,11 +172,12 @@ def _check_size(width: int, height: int, config: DecodeConfig) -> None:
         )
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _opaque(picture: Image.Image) -> Image.Image:
+    """The picture in mode L or RGB."""
     if picture.mode in _DEEP_GREY or (picture.mode == "I" and picture.format == "PPM"):
         # Pillow's own conversion clips at 255. PPM files with more than 8 bits come as "I" in 0..65535.
         deep_HW = np.asarray(picture).astype(np.uint32)
-        return Image.fromarray(((deep_HW * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(((deep_HW * 255 + 32767) // 65535).astype(np.uint8))
     if picture.mode in ("I", "F", "LAB"):
         raise Undecodable(
             Reason.unsupported_image, f"mode {picture.mode} has no defined range; convert it to 8 or 16 bit"
@@ -133,18 +188,26 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         ground = Image.new("RGB", picture.size, "white")
         ground.paste(layer, mask=layer.getchannel("A"))
         return ground
-    return picture.convert("RGB")
+    return picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
+
+
+def _tensor(picture: Image.Image) -> Tensor:
+    """A view (3, H, W) of pixels that lie together, of grey levels a single one."""
+    pixels = torch.from_numpy(np.array(picture))
+    return pixels.expand(3, -1, -1) if picture.mode == "L" else pixels.permute(2, 0, 1)
 
 
 def _orientation(picture: Image.Image) -> int:
     try:
-        return int(picture.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # damaged EXIF in a sound image; libjpeg's side ignores it too
+        return int(picture.getexif().get(ORIENTATION_TAG, 1))
+    except Exception:  # damaged EXIF in a sound image
         return 1
 
 
-def _upright(picture: Image.Image, orientation: int) -> Image.Image:
-    return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
+def _upright(image_3HW: Tensor, orientation: int) -> Tensor:
+    if 5 <= orientation <= 8:
+        image_3HW = image_3HW.mT
+    return image_3HW.flip(_FLIPS[orientation]) if orientation in _FLIPS else image_3HW
 
 
 def _sentence(error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from models.errors import ShoalError
 from pipeline.ingest.stream import CHUNK_BYTES, GZIP_MAGIC, ShardStream, one_line, open_raw
-from pipeline.tables.storage import open_filesystem
+from pipeline.tables.storage import open_filesystem, patiently
 
 
 def read_range(shard: str, offset: int, size: int) -> bytes:
@@ -14,7 +14,7 @@ def read_range(shard: str, offset: int, size: int) -> bytes:
     that knows no ranges, is read up to them. Raises ShoalError when the shard is gone or has become too short.
     """
     try:
-        data = _read_there(shard, offset, size)
+        data = patiently(lambda: _read_there(shard, offset, size))
         if data is None:
             data = _read_through(shard, offset, size)
     except Exception as error:  # every filesystem raises what it likes

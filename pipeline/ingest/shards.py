@@ -14,10 +14,12 @@ import pyarrow.fs
 from models.errors import ShoalError
 from pipeline.ingest.grouping import Grouping, Reject, Sample
 from pipeline.ingest.names import is_shard
+from pipeline.ingest.stored import Stored, stored
 from pipeline.ingest.stream import ShardStream, one_line, open_raw
 from pipeline.ingest.tar import Gap, read_members
 from pipeline.tables.schema import Reason
-from pipeline.tables.storage import open_filesystem
+from pipeline.tables.storage import is_object_store, open_filesystem
+from pipeline.tables.stores import Address
 
 __all__ = ["MAX_MEMBER_BYTES", "Reject", "Sample", "ShardReader", "ShardSummary", "list_shards", "read_samples"]
 
@@ -35,6 +37,7 @@ class ShardSummary:
     samples: int
     rejects: int
     ignored: int  # members nothing is made of, see Grouping
+    modified: int | None = None  # ns since 1970, as the storage said before the first byte was read
 
 
 class ShardReader:
@@ -44,6 +47,15 @@ class ShardReader:
         self.shard = shard
         self._max_member_bytes = max_member_bytes
         self._summary: ShardSummary | None = None
+        self._stream: ShardStream | None = None
+        self._stored_bytes: int | None = None
+
+    @property
+    def fraction(self) -> float:
+        """The part of the stored bytes that was read so far; 0 while nobody knows how many there are."""
+        if self._stream is None or not self._stored_bytes:
+            return 0.0
+        return min(1.0, self._stream.size / self._stored_bytes)
 
     @property
     def summary(self) -> ShardSummary:
@@ -53,6 +65,8 @@ class ShardReader:
         return self._summary
 
     def __iter__(self) -> Iterator[Sample | Reject]:
+        before = _look_up(self.shard)  # first: what changes from now on will have another time
+        self._stored_bytes = None if before is None else before.size
         with ExitStack() as stack:
             try:
                 raw = stack.enter_context(open_raw(self.shard))
@@ -61,6 +75,7 @@ class ShardReader:
                 self._summary = ShardSummary(self.shard, 0, "", 0, 1, 0)
                 return
             stream, grouping = ShardStream(raw), Grouping(self.shard)
+            self._stream = stream
             samples = rejects = 0
             for item in self._read(stream, grouping):
                 samples += isinstance(item, Sample)
@@ -69,7 +84,10 @@ class ShardReader:
             if not samples + rejects:
                 rejects = 1
                 yield self._reject(Reason.empty_shard, f"no samples in {stream.size} bytes")
-            self._summary = ShardSummary(self.shard, stream.size, stream.checksum, samples, rejects, grouping.ignored)
+            modified = None if before is None else before.modified
+            self._summary = ShardSummary(
+                self.shard, stream.size, stream.checksum, samples, rejects, grouping.ignored, modified
+            )
 
     def _read(self, stream: ShardStream, grouping: Grouping) -> Iterator[Sample | Reject]:
         failure_told = False
@@ -100,6 +118,11 @@ def read_samples(shard: str, max_member_bytes: int = MAX_MEMBER_BYTES) -> ShardR
     return ShardReader(shard, max_member_bytes)
 
 
+def _look_up(shard: str) -> Stored | None:
+    """Not of web servers: a request more, for a time that few of them tell."""
+    return None if shard.lower().startswith(("http://", "https://")) else stored(shard)
+
+
 def list_shards(inputs: Sequence[str]) -> list[str]:
     """The shards behind folders, files, URLs and brace patterns (`part-{000..127}.tar`), sorted and each once.
 
@@ -125,7 +148,7 @@ def _behind(name: str, given: str) -> list[str]:
     if scheme in ("http", "https"):
         return [name]
     if scheme != "file":
-        return [name] if is_shard(name) else _list_folder(name)
+        return [name] if is_shard(_without_options(name)) else _list_folder(name)
     path = os.path.normpath(open_filesystem(name)[1])
     if Path(path).is_dir():
         return _list_folder(path)
@@ -144,10 +167,17 @@ def _list_folder(folder: str) -> list[str]:
     except Exception as error:  # every filesystem raises what it likes
         raise ShoalError(f"{folder} cannot be listed: {one_line(error)}; check its name and your rights.") from error
     files = [entry.base_name for entry in entries if entry.type == pyarrow.fs.FileType.File]
-    shards = [f"{folder.rstrip('/')}/{name}" for name in files if is_shard(name) and not name.startswith(".")]
+    bare = _without_options(folder)
+    options = folder.removeprefix(bare)
+    shards = [f"{bare.rstrip('/')}/{name}{options}" for name in files if is_shard(name) and not name.startswith(".")]
     if not shards:
         raise ShoalError(
             f"{folder} holds no *.tar, *.tar.gz or *.tgz among its {len(files)} files; "
             "name a folder of shards, or pack a folder of images with `shoal shards`."
         )
     return shards
+
+
+def _without_options(url: str) -> str:
+    """A URL of an object store may end in options such as `?region=…`."""
+    return url.removesuffix(Address.of(url).query) if is_object_store(url) else url

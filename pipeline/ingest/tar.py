@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -23,6 +24,12 @@ _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 _WITHOUT_DATA = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _EXTENDED = (*_PAX, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+# Mode, owners, size (1), time, checksum (2), type; behind names, devices and no prefix: as nearly all writers put them.
+_PLAIN_NUMBERS = re.compile(
+    rb"(?:[0-7]{7}[ \0]|[0-7]{6} \0){3}([0-7]{11})[ \0][0-7]{11}[ \0]([0-7]{6})(?:\0 | \0)0"
+    rb".{172}(?:[0-7]{7}\0|\0{8}){2}\0",
+    re.DOTALL,
+)
 _PAX_RECORD = re.compile(rb"(\d{1,20}) ([^=]+)=")
 
 
@@ -166,6 +173,26 @@ def _foreign(gap: Gap) -> Gap:
 
 
 def _parse(block: bytes, at: int) -> _Header | None:
+    return _parse_plain(block, at) or _parse_any(block, at)
+
+
+def _parse_plain(block: bytes, at: int) -> _Header | None:
+    """What `_parse_any` makes of the usual header of a file with a short ASCII name, in a quarter of its time."""
+    numbers, name = _PLAIN_NUMBERS.match(block, 100), block[:100]
+    if numbers is None or not name.isascii() or b"\0" not in name or b"?" in name:
+        return None
+    if _byte_sum(block) - _byte_sum(block[148:156]) + 8 * ord(" ") != int(numbers[2], 8):
+        return None
+    name = name.partition(b"\0")[0]
+    return None if name.endswith(b"/") else _Header(at, name.decode(), tarfile.REGTYPE, int(numbers[1], 8))
+
+
+def _byte_sum(block: bytes) -> int:
+    """Sum of at most 512 bytes. Adler-32 keeps it, plus one, modulo 65,521 in its lower half; 256 bytes stay below."""
+    return (zlib.adler32(block[:256]) & 0xFFFF) + (zlib.adler32(block[256:]) & 0xFFFF) - 2
+
+
+def _parse_any(block: bytes, at: int) -> _Header | None:
     # Looked at first because summing up every block of a long gap is 50 times as slow.
     if not block[148:156].strip(b" \0").isdigit():
         return None
@@ -182,6 +209,8 @@ def _parse(block: bytes, at: int) -> _Header | None:
 
 def _resolve(blocks: _Blocks, header: _Header) -> _Header:
     """Follow extended headers to the member they describe. Raises _DamagedError, having read the damage."""
+    if header.type not in _EXTENDED:
+        return header
     start, name, size, sparse = header.start, None, None, False
     while header.type in _EXTENDED:
         if header.size > MAX_EXTENDED_BYTES:

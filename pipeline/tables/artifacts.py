@@ -5,22 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from pipeline.tables.place import Place, children, place, write_whole
 from pipeline.tables.schema import TableError
 
 MANIFEST, TENSORS = "artifact.json", "tensors.safetensors"
 _KIND = re.compile(r"[a-z0-9][a-z0-9_.]*(-[a-z0-9_.]+)*")
 _FOLDER_DIGITS = 12
+_FOLDER = re.compile(rf"{_KIND.pattern}-[0-9a-f]{{{_FOLDER_DIGITS}}}")
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,15 @@ class Artifact:
 
 
 class ArtifactStore:
-    """A folder of artifacts, each in `<kind>-<first 12 digits of the digest>`."""
+    """A folder of artifacts, each in `<kind>-<first 12 digits of the digest>`.
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+    The manifest is written last: an artifact is there when its manifest is. Two writers of one write the same bytes.
+    """
 
-    def path(self, kind: str, digest: str) -> Path:
+    def __init__(self, root: str | Place) -> None:
+        self.root = place(root)
+
+    def path(self, kind: str, digest: str) -> Place:
         """Where an artifact is, or would be."""
         return self.root / f"{kind}-{digest[:_FOLDER_DIGITS]}"
 
@@ -52,16 +54,16 @@ class ArtifactStore:
         described = _canonical(kind, manifest)
         digest = _digest(described, packed)
         final = self.path(kind, digest)
-        if not final.exists():
+        if not (final / MANIFEST).is_file():
             self._publish(final, described, digest, packed)
         return read_artifact(final)
 
-    def read(self, which: str | Path) -> Artifact:
+    def read(self, which: str | Place) -> Artifact:
         """An artifact by path, by folder name, or by at least 8 leading digits of its digest; verified."""
         text = str(which)
         if re.fullmatch(r"[0-9a-f]{8,64}", text) is None:
             inside = self.root / text
-            return read_artifact(inside if inside.exists() else Path(text))
+            return read_artifact(inside if _FOLDER.fullmatch(text) and inside.exists() else which)
         folders = [path for path in self.list() if path.name.rsplit("-", 1)[1].startswith(text[:_FOLDER_DIGITS])]
         found = [each for each in map(read_artifact, folders) if each.digest.startswith(text)]
         if len(found) != 1:
@@ -71,32 +73,26 @@ class ArtifactStore:
             )
         return found[0]
 
-    def list(self) -> list[Path]:
+    def list(self) -> list[Place]:
         """Folders of all artifacts, sorted by name; nothing is verified."""
-        return sorted(path for path in self.root.glob("*-*") if (path / MANIFEST).is_file())
+        return [path for path in children(self.root) if _FOLDER.fullmatch(path.name) and (path / MANIFEST).is_file()]
 
-    def _publish(self, final: Path, described: str, digest: str, packed: bytes) -> None:
-        scratch = (
-            self.root / f".{uuid4().hex}.tmp"
-        )  # beside its destination: a rename is atomic on one file system only
-        scratch.mkdir(parents=True)
+    def _publish(self, final: Place, described: str, digest: str, packed: bytes) -> None:
+        manifest = json.dumps({**json.loads(described), "digest": digest}, indent=2) + "\n"
         try:
-            (scratch / TENSORS).write_bytes(packed)
-            (scratch / MANIFEST).write_text(json.dumps({**json.loads(described), "digest": digest}, indent=2) + "\n")
-            scratch.replace(final)
+            final.mkdir(parents=True, exist_ok=True)
+            write_whole(final / TENSORS, packed)
+            write_whole(final / MANIFEST, manifest.encode())
         except OSError as error:
-            if not final.exists():  # otherwise another process was faster with the same content
-                raise TableError(f"Artifact {final} cannot be written ({error}); check the folder.") from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            raise TableError(f"Artifact {final} cannot be written ({error}); check the folder.") from error
 
 
-def read_artifact(path: str | Path) -> Artifact:
+def read_artifact(path: str | Place) -> Artifact:
     """The artifact in a folder (or whose `artifact.json` is given), after comparing its content with its digest.
 
     Raises TableError if it is missing, is no artifact, or was changed.
     """
-    folder = Path(path)
+    folder = place(path)
     folder = folder.parent if folder.name == MANIFEST else folder
     try:
         stored = json.loads((folder / MANIFEST).read_text())
@@ -145,7 +141,7 @@ def _pack(tensors: Mapping[str, np.ndarray]) -> bytes:
         ) from error
 
 
-def _unpack(folder: Path, packed: bytes) -> dict[str, np.ndarray]:
+def _unpack(folder: Place, packed: bytes) -> dict[str, np.ndarray]:
     try:
         return dict(load(packed))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:

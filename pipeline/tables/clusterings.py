@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.tables.delta import Change, Delta, Layout, WrittenFile
+from pipeline.tables.place import Place, place
 from pipeline.tables.samples import SampleFile
 from pipeline.tables.schema import ASSIGNMENTS, CLUSTERS, GENERATIONS, MOVES, TableError
 
@@ -46,19 +46,19 @@ class Clustering:
     Picklable; workers may call `write_assignments`.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Place) -> None:
         self.path = str(path)
-        root = Path(path)
-        self._assignments = Delta(root / "assignments", Layout(ASSIGNMENTS, statistics=("shard", "key")))
-        self._clusters = Delta(root / "clusters", Layout(CLUSTERS, statistics=("generation",)))
-        self._moves = Delta(root / "moves", Layout(MOVES, statistics=("generation",)))
-        self._generations = Delta(root / "generations", Layout(GENERATIONS, statistics=("generation",)))
+        root = place(path)
+        self._assignments = Delta(str(root / "assignments"), Layout(ASSIGNMENTS, statistics=("shard", "key")))
+        self._clusters = Delta(str(root / "clusters"), Layout(CLUSTERS, statistics=("generation",)))
+        self._moves = Delta(str(root / "moves"), Layout(MOVES, statistics=("generation",)))
+        self._generations = Delta(str(root / "generations"), Layout(GENERATIONS, statistics=("generation",)))
         self._covered: dict[int, dict[Extent, WrittenFile]] = {}  # by version of assignments; a version never changes
 
     @property
     def name(self) -> str:
         """As in the path."""
-        return Path(self.path).name
+        return place(self.path).name
 
     def begin(self) -> int:
         """The number of the next generation, from 1; makes the tables if this is the first."""

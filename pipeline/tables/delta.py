@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from deltalake import CommitProperties, DeltaTable, Schema, Transaction
+from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
+from pipeline.tables.log import Layout, Transactions, Version, WrittenFile
 from pipeline.tables.schema import TableError
-from pipeline.tables.storage import open_filesystem
+from pipeline.tables.storage import delta_options, delta_path, is_url, open_filesystem
+from pipeline.tables.stores import one_line
+
+__all__ = ["Change", "Delta", "Layout", "Version", "WrittenFile", "check_path", "conform"]
 
 COMMIT_ATTEMPTS = 5  # each on a fresh look at the log; more than a few lost races mean two runs that fight
 RETENTION = {  # nothing expires by itself: generations name versions for as long as they exist
@@ -27,34 +32,9 @@ RETENTION = {  # nothing expires by itself: generations name versions for as lon
     "delta.logRetentionDuration": "interval 36500 days",
     "delta.deletedFileRetentionDuration": "interval 36500 days",
 }
+_READERS = 16  # an object store answers one request in tens of milliseconds
 PROPERTY_PREFIX = "shoal."
 _MISREAD_BY_DELTALAKE = re.compile(r"%[0-9A-Fa-f]{2}|\\")  # 1.6.6 decodes a local path once more than it encodes it
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The type of a table on disk: columns of a data file, partition column, and columns whose bounds the log keeps."""
-
-    schema: pa.Schema
-    statistics: tuple[str, ...]
-    partition: pa.Field | None = None
-
-    @property
-    def delta_schema(self) -> Schema:
-        """Data columns and the partition column."""
-        return Schema.from_arrow(self.schema if self.partition is None else self.schema.append(self.partition))
-
-
-@dataclass(frozen=True)
-class WrittenFile:
-    """A data file as the log describes it; it exists for readers once a commit names it."""
-
-    path: str  # relative to the table
-    size: int  # bytes
-    rows: int
-    partition: str | None
-    minimum: Mapping[str, Any]  # by statistics column; None where all values are null
-    maximum: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -73,13 +53,17 @@ class Delta:
         self.path = str(path)
         self.layout = layout
         self._handle: DeltaTable | None = None
+        self._transactions = Transactions()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handle": None}
+        return {**self.__dict__, "_handle": None, "_transactions": Transactions()}
 
     def exists(self) -> bool:
-        """Whether there is a Delta table at `path`."""
-        return bool(DeltaTable.is_deltatable(self.path))
+        """Whether there is a Delta table at `path`. Raises TableError if the storage does not say."""
+        try:
+            return bool(DeltaTable.is_deltatable(delta_path(self.path), delta_options(self.path)))
+        except (DeltaError, OSError) as error:
+            raise TableError(f"{self.path} cannot be read ({one_line(error)}); check the address.") from error
 
     def create(self, properties: Mapping[str, str] | None = None) -> None:
         """Make the table with `properties`; one that exists is left as it is, also if another process is faster."""
@@ -87,50 +71,77 @@ class Delta:
         named = {PROPERTY_PREFIX + name: value for name, value in (properties or {}).items()}
         try:
             DeltaTable.create(
-                self.path,
+                delta_path(self.path),
                 self.layout.delta_schema,
                 mode="ignore",
                 partition_by=None if self.layout.partition is None else [self.layout.partition.name],
                 configuration={**RETENTION, **named},
                 raise_if_key_not_exists=False,  # our own properties are no Delta keys
+                storage_options=delta_options(self.path),
             )
         except (DeltaError, OSError) as error:
             if not self.exists():
-                raise TableError(f"No table can be made at {self.path} ({_line(error)}); check the folder.") from error
+                raise TableError(
+                    f"No table can be made at {self.path} ({one_line(error)}); check the folder."
+                ) from error
+
+    def extend(self) -> None:
+        """Add the columns that the layout has and the table, made by an earlier shoal, has not; its rows read as null.
+
+        Raises TableError if that cannot be committed.
+        """
+        for _ in range(COMMIT_ATTEMPTS):
+            handle = self._handle_at(None)
+            present = {each.name for each in handle.schema().fields}
+            absent = [each for each in self.layout.delta_schema.fields if each.name not in present]
+            if not absent:
+                return
+            try:
+                handle.alter.add_columns(absent, commit_properties=CommitProperties(max_commit_retries=0))
+            except CommitFailedError:
+                continue  # somebody was faster, perhaps with the same columns
+            except (DeltaError, OSError) as error:
+                raise TableError(f"{self.path} cannot be extended ({one_line(error)}); check the folder.") from error
 
     @property
     def version(self) -> int:
         """The newest committed version."""
-        return int(self._at(None).version())
+        return self.at().number
 
     @property
     def properties(self) -> dict[str, str]:
         """What `create` was given."""
-        stored = self._at(None).metadata().configuration
+        stored = self._handle_at(None).metadata().configuration
         return {
             name.removeprefix(PROPERTY_PREFIX): value
             for name, value in stored.items()
             if name.startswith(PROPERTY_PREFIX)
         }
 
+    def at(self, version: int | None = None) -> Version:
+        """A version (default the newest) as the log tells it. Raises TableError if there is none."""
+        return Version(self.path, self.layout, self._handle_at(version))
+
     def files(self, version: int | None = None) -> list[WrittenFile]:
         """Data files of a version (default the newest), from the log alone; order is that of their random names.
 
         O(files) time and memory; about 1 s for 100,000 files.
         """
-        return _files_of(self._at(version), self.layout)
+        return self.at(version).files()
 
     def write(self, table: pa.Table, partition: str | None = None) -> WrittenFile:
         """Write rows, in the order given, to one Parquet file under a unique name that no reader sees before a commit.
 
-        Embeddings are byte-stream-split and zstd-compressed. Columns that are absent and may be null become null.
+        To an object store it goes as one upload, which does not exist there before it is complete. Embeddings are
+        byte-stream-split and zstd-compressed. Columns that are absent and may be null become null.
         Raises TableError if the columns are not the table's.
         """
         rows = conform(table, self.layout.schema)
         folder = "" if self.layout.partition is None else f"{self.layout.partition.name}={partition}/"
         name = f"{folder}{uuid4().hex}.parquet"
         filesystem, root = open_filesystem(self.path)
-        filesystem.create_dir(f"{root}/{folder}", recursive=True)
+        if filesystem.type_name == "local":  # object stores have no folders
+            filesystem.create_dir(f"{root}/{folder}", recursive=True)
         with filesystem.open_output_stream(f"{root}/{name}") as sink:
             pq.write_table(rows, sink, compression="zstd", **_encodings(rows.schema))
             size = sink.tell()
@@ -145,51 +156,62 @@ class Delta:
             filesystem.delete_file(f"{root}/{file.path}")
 
     def read(self, file: str, rows: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """One data file in its order. Raises TableError if it is gone, damaged or has another number of rows."""
+        """One data file in its order; columns that it was written without are null.
+
+        Raises TableError if it is gone, damaged or has another number of rows.
+        """
         filesystem, root = open_filesystem(self.path)
         try:
             with filesystem.open_input_file(f"{root}/{file}") as source:
                 table = pq.ParquetFile(source).read(columns=None if columns is None else list(columns))
         except (pa.ArrowException, OSError) as error:
             raise TableError(
-                f"Data file {file} of {self.path} cannot be read ({_line(error)}); restore it or rebuild the table."
+                f"Data file {file} of {self.path} cannot be read ({one_line(error)}); restore it or rebuild the table."
             ) from error
         if table.num_rows != rows:
             raise TableError(
                 f"Data file {file} of {self.path} has {table.num_rows} rows but its log entry says {rows}; "
                 "restore the file or rebuild the table."
             )
-        return table.replace_schema_metadata(None)
+        return self._completed(table, columns)
 
     def read_all(self, files: Sequence[WrittenFile]) -> pa.Table:
         """Rows of several data files, one after the other."""
-        tables = [self.read(file.path, file.rows) for file in files]
+        with ThreadPoolExecutor(_READERS) as threads:
+            tables = list(threads.map(lambda file: self.read(file.path, file.rows), files))
         return pa.concat_tables(tables) if tables else self.layout.schema.empty_table()
 
     def commit(
         self, plan: Callable[[list[WrittenFile]], Change | None], transaction: tuple[str, int] | None = None
     ) -> int:
+        """`commit_on` for a plan that wants to know all files: O(files) even for a small change."""
+        return self.commit_on(lambda version: plan(version.files()), transaction)
+
+    def commit_on(self, plan: Callable[[Version], Change | None], transaction: tuple[str, int] | None = None) -> int:
         """Make `plan`'s change the next version, or nothing; returns the version that has it.
 
-        `plan` decides on the files that the newest version has, and Delta refuses the commit if anybody commits between
-        that look and the write; then `plan` decides again. It returns None when there is nothing to do, and raises to
-        refuse. A `transaction` (application, number) that the log has, or has a higher number of, is done already and
-        `plan` is not asked. Raises TableError after COMMIT_ATTEMPTS lost races.
+        `plan` decides on the newest version, and Delta refuses the commit if anybody commits between that look and the
+        write; then `plan` decides again. It returns None when there is nothing to do, and raises to refuse. A
+        `transaction` (application, number) that the log has, or has a higher number of, is done already and `plan` is
+        not asked. Raises TableError after COMMIT_ATTEMPTS lost races.
         """
         refusal = ""
         for _ in range(COMMIT_ATTEMPTS):
-            handle = self._at(None)  # refreshed here only: one state is read, decided on and committed on
-            version = int(handle.version())
-            change = None if _is_done(handle, transaction) else plan(_files_of(handle, self.layout))
+            handle = self._handle_at(None)  # refreshed here only: one state is read, decided on and committed on
+            version = Version(self.path, self.layout, handle)
+            is_done = transaction is not None and self._transactions.has(transaction, version)
+            change = None if is_done else plan(version)
             if change is None:
-                return version
+                return version.number
             try:
                 self._commit(handle, change, transaction)
-                return version + 1  # this or nothing, without retries; the handle itself is not always moved
+                return version.number + 1  # this or nothing, without retries; the handle itself is not always moved
             except CommitFailedError as error:
-                refusal = _line(error)
+                refusal = one_line(error)
             except (DeltaError, OSError) as error:
-                raise TableError(f"{self.path} cannot be committed to ({_line(error)}); check the folder.") from error
+                raise TableError(
+                    f"{self.path} cannot be committed to ({one_line(error)}); check the folder."
+                ) from error
         raise TableError(
             f"This writer lost a race {COMMIT_ATTEMPTS} times: others keep committing to {self.path} ({refusal}); "
             "let them finish, then run again."
@@ -226,13 +248,20 @@ class Delta:
     def _partition(self, file: WrittenFile) -> dict[str, str | None]:
         return {} if self.layout.partition is None else {self.layout.partition.name: file.partition}
 
-    def _at(self, version: int | None) -> DeltaTable:
+    def _completed(self, table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+        names = self.layout.schema.names if columns is None else columns
+        for name in names:
+            if name not in table.column_names:
+                table = table.append_column(name, pa.nulls(table.num_rows, self.layout.schema.field(name).type))
+        return table.select(names).replace_schema_metadata(None)
+
+    def _handle_at(self, version: int | None) -> DeltaTable:
         """A handle on a version, or the one handle that is kept at the newest."""
         try:
             if version is not None:
-                return DeltaTable(self.path, version=version)
+                return DeltaTable(delta_path(self.path), version=version, storage_options=delta_options(self.path))
             if self._handle is None:
-                self._handle = DeltaTable(self.path)
+                self._handle = DeltaTable(delta_path(self.path), storage_options=delta_options(self.path))
             else:
                 self._handle.update_incremental()
         except TableNotFoundError as error:
@@ -242,14 +271,14 @@ class Delta:
         except (DeltaError, OSError) as error:
             wanted = "" if version is None else f" at version {version}"
             raise TableError(
-                f"{self.path} cannot be read{wanted} ({_line(error)}); check the version and the folder."
+                f"{self.path} cannot be read{wanted} ({one_line(error)}); check the version and the folder."
             ) from error
         return self._handle
 
 
 def check_path(path: str | Path) -> None:
     """Raise TableError for a local path that deltalake would take for another one."""
-    found = _MISREAD_BY_DELTALAKE.search(str(path))
+    found = None if is_url(path) else _MISREAD_BY_DELTALAKE.search(str(path))
     if found:
         raise TableError(f"{path} contains {found[0]!r}, which Delta Lake would decode; choose a folder without it.")
 
@@ -266,7 +295,7 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     try:
         return pa.table(columns, names=schema.names).cast(schema)
     except (pa.ArrowException, ValueError) as error:
-        raise TableError(f"Rows do not have the table's types ({_line(error)}); expected {schema.names}.") from error
+        raise TableError(f"Rows do not have the table's types ({one_line(error)}); expected {schema.names}.") from error
 
 
 def _encodings(schema: pa.Schema) -> dict[str, Any]:
@@ -276,38 +305,3 @@ def _encodings(schema: pa.Schema) -> dict[str, Any]:
         "use_dictionary": repeated or False,
         "column_encoding": {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in floats} or None,
     }
-
-
-def _is_done(handle: DeltaTable, transaction: tuple[str, int] | None) -> bool:
-    if transaction is None:
-        return False
-    app, number = transaction
-    done = handle.transaction_version(app)
-    return done is not None and done >= number
-
-
-def _files_of(handle: DeltaTable, layout: Layout) -> list[WrittenFile]:
-    actions = pa.table(handle.get_add_actions(flatten=True))
-    rows = actions.num_rows
-
-    def column(name: str) -> list[Any]:
-        return list(actions[name].to_pylist()) if name in actions.column_names else [None] * rows
-
-    partition = [None] * rows if layout.partition is None else column(f"partition.{layout.partition.name}")
-    minimum, maximum = (
-        zip(*(column(f"{side}.{name}") for name in layout.statistics), strict=True) for side in ("min", "max")
-    )
-    return [
-        WrittenFile(path, size, records, value, _named(layout, low), _named(layout, high))
-        for path, size, records, value, low, high in zip(
-            column("path"), column("size_bytes"), column("num_records"), partition, minimum, maximum, strict=True
-        )
-    ]
-
-
-def _named(layout: Layout, values: Sequence[Any]) -> dict[str, Any]:
-    return dict(zip(layout.statistics, values, strict=True))
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pipeline.tables.artifacts import ArtifactStore
 from pipeline.tables.clusterings import Clustering
 from pipeline.tables.collection import FORMAT, Collection
+from pipeline.tables.place import Place, sizes
 from pipeline.tables.samples import SamplesTable
 
 
-def describe(path: str | Path) -> dict[str, Any]:
+def describe(path: str | Place) -> dict[str, Any]:
     """Everything worth knowing of the collection at `path`, as plain JSON-like values; no data file is opened.
 
     `samples` is None before anything was extracted or imported. O(data files), not rows.
@@ -50,7 +50,4 @@ def _clustering(clustering: Clustering) -> list[dict[str, Any]]:
 
 
 def _artifacts(store: ArtifactStore) -> list[dict[str, Any]]:
-    return [
-        {"name": path.name, "bytes": sum(file.stat().st_size for file in path.iterdir() if file.is_file())}
-        for path in store.list()
-    ]
+    return [{"name": path.name, "bytes": sum(sizes(path).values())} for path in store.list()]

@@ -69,6 +69,7 @@ SHARDS = pa.schema(
         pa.field("checksum", pa.string()),
         pa.field("samples", pa.int64()),
         pa.field("rejects", pa.int64()),
+        pa.field("modified", pa.int64()),  # ns since 1970, by the store's clock; older tables lack this column
     ]
 )
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,6 +15,8 @@ from pipeline.tables.delta import Change, Delta, Layout, WrittenFile, conform
 from pipeline.tables.schema import SHARDS
 
 LAYOUT = Layout(SHARDS, statistics=("shard",))
+CROWD = 16  # files of about the same size that become one
+_TIER_BITS = 4  # files are about the same size if their rows differ less than CROWD-fold
 
 
 @dataclass(frozen=True)
@@ -20,17 +25,28 @@ class ShardRecord:
 
     shard: str
     size: int | None  # bytes as stored
-    checksum: str | None  # of the bytes as stored, or the store's ETag
+    checksum: str | None  # "sha256:…" of the bytes as stored, or the store's ETag
     samples: int
     rejects: int
+    modified: int | None = None  # nanoseconds since 1970, as the store said before the shard was read
 
 
 class ShardsTable:
-    """At most one row per shard. It is made by the first `upsert`; until then it is empty."""
+    """At most one row per shard. It is made by the first `upsert`; until then it is empty.
+
+    Keep one for many upserts: it remembers the data files that it has seen, which is all rows, 200 bytes each. They are
+    at most CROWD files of every order of magnitude: each row is rewritten when 16 files of a size become one, so
+    log₁₆(rows) times.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         self._delta = Delta(path, LAYOUT)
+        self._seen: dict[str, pa.Table] = {}  # by data file; those never change
+        self._made = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_seen": {}}
 
     @property
     def version(self) -> int | None:
@@ -40,15 +56,23 @@ class ShardsTable:
     def upsert(self, rows: pa.Table) -> int:
         """Add `rows` (columns SHARDS), replacing earlier rows of the same shards; returns the version.
 
-        One commit. Reads and rewrites only files whose range of shards overlaps that of `rows`.
+        One commit. A table made before SHARDS had all of its columns gets the missing ones, in a commit before.
         """
-        self._delta.create()
+        if not self._made:
+            self._delta.create()
+            self._delta.extend()
+            self._made = True
         new = conform(rows, SHARDS)
 
         def plan(present: list[WrittenFile]) -> Change:
-            stale, kept = self._overlap(present, new)
-            merged = pa.concat_tables([*kept, new]).sort_by("shard")
-            return Change([self._delta.write(merged)], removed=stale)
+            replaced = self._holding(present, new["shard"])
+            paths = {file.path for file in replaced}
+            stale = replaced + _crowd([file for file in present if file.path not in paths])
+            kept = pa.concat_tables([*(self._rows(file) for file in stale), SHARDS.empty_table()])
+            kept = kept.filter(pc.invert(_among(kept["shard"], new["shard"])))
+            written = self._write(pa.concat_tables([kept, new]).sort_by("shard"))
+            self._seen = {file.path: self._seen[file.path] for file in [*present, written] if file.path in self._seen}
+            return Change([written], removed=stale)
 
         return self._delta.commit(plan) if new.num_rows else self._delta.version
 
@@ -60,22 +84,37 @@ class ShardsTable:
 
     def records(self) -> dict[str, ShardRecord]:
         """All rows by shard."""
-        return {row["shard"]: ShardRecord(**row) for row in self.read().to_pylist()}
+        columns = self.read().select([each.name for each in SHARDS]).to_pydict()
+        return dict(zip(columns["shard"], map(ShardRecord, *columns.values()), strict=True))
 
     def count(self) -> int:
         """Rows, from the log alone."""
         return sum(file.rows for file in self._delta.files()) if self._delta.exists() else 0
 
-    def _overlap(self, present: list[WrittenFile], new: pa.Table) -> tuple[list[WrittenFile], list[pa.Table]]:
-        """Files that hold a shard of `new`, and what else they hold."""
-        bounds = pc.min_max(new["shard"]).as_py()
-        stale, kept = [], []
-        for file in present:
-            if file.maximum["shard"] < bounds["min"] or file.minimum["shard"] > bounds["max"]:
-                continue
-            old = self._delta.read(file.path, file.rows)
-            rest = old.filter(pc.invert(pc.is_in(old["shard"], value_set=new["shard"].combine_chunks())))
-            if rest.num_rows < old.num_rows:
-                stale.append(file)
-                kept.append(rest)
-        return stale, kept
+    def _holding(self, present: Sequence[WrittenFile], shards: pa.ChunkedArray) -> list[WrittenFile]:
+        """Files with a row of one of `shards`; those whose range leaves it open are read, once."""
+        bounds = pc.min_max(shards).as_py()
+        near = [f for f in present if f.maximum["shard"] >= bounds["min"] and f.minimum["shard"] <= bounds["max"]]
+        return [file for file in near if pc.any(_among(self._rows(file)["shard"], shards)).as_py()]
+
+    def _rows(self, file: WrittenFile) -> pa.Table:
+        if file.path not in self._seen:
+            self._seen[file.path] = self._delta.read(file.path, file.rows)
+        return self._seen[file.path]
+
+    def _write(self, rows: pa.Table) -> WrittenFile:
+        written = self._delta.write(rows)
+        self._seen[written.path] = rows
+        return written
+
+
+def _crowd(files: Sequence[WrittenFile]) -> list[WrittenFile]:
+    """The smallest files, if CROWD of them are of about one size."""
+    tiers = defaultdict[int, list[WrittenFile]](list)
+    for file in files:
+        tiers[file.rows.bit_length() // _TIER_BITS].append(file)
+    return next((tiers[tier] for tier in sorted(tiers) if len(tiers[tier]) >= CROWD), [])
+
+
+def _among(values: pa.ChunkedArray, wanted: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.is_in(values, value_set=wanted.combine_chunks())

@@ -3,8 +3,9 @@
 Number 0 is what a run began with, and stays; of the others the last two are kept.
 
 A checkpoint is a safetensors file and a JSON manifest that names it, with its size and SHA-256. The manifest appears
-last and by a rename, so that a checkpoint exists when its manifest does; what is damaged later is found by the digest.
-Under Ray Train the store is the same folder on storage that all machines share, and worker 0 alone writes to it.
+last and whole, so that a checkpoint exists when its manifest does; what is damaged later is found by the digest.
+Under Ray Train the store is the same folder, or place in an object store, that all machines see, and worker 0 alone
+writes to it.
 `ray.train.report` would do it too, but from its second call on it blocks for a health-check interval (2 s by default),
 and a checkpoint reported just before a crash is lost with it. Ray Train is left what it does well: to start workers,
 and to start them again.
@@ -14,10 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 from uuid import uuid4
 
@@ -27,11 +28,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from models.errors import ShoalError
+from pipeline.tables.place import Place, children, place, write_whole
 from pipeline.train.world import World
 
 _KEEP = 2  # the newest, and the one before for the day that the newest is damaged
 _DIGITS = 9
-_READ_BYTES = 1 << 20
+_MANIFEST = re.compile(r"\d+\.json")
 
 
 @dataclass(frozen=True)
@@ -51,30 +53,30 @@ def fingerprint(**parts: Any) -> str:
 class CheckpointStore:
     """The checkpoints of one run, in a folder that holds nothing else. Picklable; the first one makes the folder."""
 
-    def __init__(self, folder: str | Path, fingerprint: str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Place, fingerprint: str) -> None:
+        self.folder = place(folder)
         self._fingerprint = fingerprint
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, on disk when this returns, and remove what is not needed any more.
 
-        Raises ShoalError when the folder cannot be written.
+        Memory: the tensors once more. Raises ShoalError when the folder cannot be written.
         """
         final = self._path(checkpoint.number)
+        packed = safetensors.torch.save(_storable(checkpoint.tensors))
+        tensors = self.folder / f"{final.stem}-{uuid4().hex}.safetensors"
+        manifest = {
+            "fingerprint": self._fingerprint,
+            "number": checkpoint.number,
+            "tensors": tensors.name,
+            "bytes": len(packed),
+            "sha256": hashlib.sha256(packed).hexdigest(),
+            "record": checkpoint.record,
+        }
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            tensors = self.folder / f"{final.stem}-{uuid4().hex}.safetensors"
-            safetensors.torch.save_file(_storable(checkpoint.tensors), tensors)
-            manifest = {
-                "fingerprint": self._fingerprint,
-                "number": checkpoint.number,
-                "tensors": tensors.name,
-                "bytes": tensors.stat().st_size,
-                "sha256": _sha256(tensors),
-                "record": checkpoint.record,
-            }
-            _sync(tensors)
-            self._publish(final, json.dumps(manifest))
+            write_whole(tensors, packed)
+            write_whole(final, json.dumps(manifest).encode())
             self._clean()
         except OSError as error:
             raise ShoalError(
@@ -99,27 +101,20 @@ class CheckpointStore:
         manifests = self._manifests()
         return int(manifests[-1].stem) if manifests else -1
 
-    def _publish(self, final: Path, manifest: str) -> None:
-        scratch = self.folder / f"{final.stem}-{uuid4().hex}.tmp"
-        scratch.write_text(manifest)
-        _sync(scratch)
-        scratch.replace(final)
-        _sync(self.folder)
-
-    def _path(self, number: int) -> Path:
+    def _path(self, number: int) -> Place:
         return self.folder / f"{number:0{_DIGITS}d}.json"
 
-    def _manifests(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("*.json") if path.stem.isdigit())
+    def _manifests(self) -> list[Place]:
+        return [path for path in children(self.folder) if _MANIFEST.fullmatch(path.name)]
 
-    def _read(self, path: Path) -> Checkpoint | None:
+    def _read(self, path: Place) -> Checkpoint | None:
         try:
             manifest = json.loads(path.read_text())
-            tensors = self.folder / Path(manifest["tensors"]).name
-            if (tensors.stat().st_size, _sha256(tensors)) != (manifest["bytes"], manifest["sha256"]):
+            packed = (self.folder / PurePath(manifest["tensors"]).name).read_bytes()
+            if hashlib.sha256(packed).hexdigest() != manifest["sha256"]:
                 return None
             owner = str(manifest["fingerprint"])
-            found = Checkpoint(int(manifest["number"]), manifest["record"], safetensors.torch.load_file(tensors))
+            found = Checkpoint(int(manifest["number"]), manifest["record"], safetensors.torch.load(packed))
         except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError):
             return None
         self._require_own(owner)
@@ -137,7 +132,7 @@ class CheckpointStore:
         manifests = self._manifests()
         kept = [path for path in manifests if path == self._path(0) or path in manifests[-_KEEP:]]
         needed = {path.name for path in kept} | {_tensors_of(path) for path in kept}
-        for path in self.folder.iterdir():
+        for path in children(self.folder):
             number = path.name[:_DIGITS]  # newer ones are being written by somebody at this moment
             if path.name not in needed and number.isdigit() and int(number) <= int(kept[-1].stem):
                 path.unlink(missing_ok=True)
@@ -178,25 +173,8 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return storable
 
 
-def _tensors_of(manifest: Path) -> str:
+def _tensors_of(manifest: Place) -> str:
     try:
         return str(json.loads(manifest.read_text())["tensors"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Have the disk keep what is written so far: a name may outlive a power cut that its content does not."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,12 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 from uuid import uuid4
@@ -21,7 +19,9 @@ from uuid import uuid4
 import torch
 
 from models.errors import ShoalError
+from pipeline.tables.place import Place, remove_tree
 from pipeline.tables.schema import TableError
+from pipeline.tables.storage import open_filesystem
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.world import Group, World
 
@@ -68,6 +68,7 @@ def run_group(
     folder = store.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _REFUSAL).unlink(missing_ok=True)
+    filesystem, ray_folder = open_filesystem(str(folder / "ray"))  # Ray's own would know neither endpoint nor patience
     trainer = ray.train.torch.TorchTrainer(
         partial(_worker, work, workers, folder),
         torch_config=ray.train.torch.TorchConfig(timeout_s=_TIMEOUT_S),
@@ -78,7 +79,8 @@ def run_group(
         ),
         run_config=ray.train.RunConfig(
             name=uuid4().hex,  # a name used twice would be resumed by Ray
-            storage_path=str(folder / "ray"),
+            storage_path=ray_folder,
+            storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
         ),
     )
@@ -92,11 +94,11 @@ def run_group(
             "mend the cause and run again, or allow more with max_failures."
         ) from error
     finally:
-        shutil.rmtree(folder / "ray", ignore_errors=True)
+        remove_tree(folder / "ray")
     _raise_refusal(folder)
 
 
-def _worker(work: Callable[[World], Any], workers: Workers, folder: Path) -> None:
+def _worker(work: Callable[[World], Any], workers: Workers, folder: Place) -> None:
     """What Ray Train calls in each worker process."""
     import ray.train.torch  # noqa: PLC0415
 
@@ -126,7 +128,7 @@ def _require_room(ray: Any, workers: Workers) -> None:
             )
 
 
-def _raise_refusal(folder: Path) -> None:
+def _raise_refusal(folder: Place) -> None:
     path = folder / _REFUSAL
     if path.exists():
         sentence = json.loads(path.read_text())

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.errors import ShoalError
+from pipeline.tables.place import Place
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.world import World
 
@@ -177,12 +179,21 @@ def kept(store: CheckpointStore | None, source: RowSource) -> Iterator[tuple[Che
     """
     with ExitStack() as stack:
         if store is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-"))
-            store = CheckpointStore(Path(folder) / "checkpoints", "temporary")
+            temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-"))
+            store = CheckpointStore(Path(temporary) / "checkpoints", "temporary")
         if isinstance(source, HeldRows):
-            stack.callback(shutil.rmtree, store.folder / "rows", ignore_errors=True)
-            source = source.saved(store.folder / "rows")
+            folder = _on_disk(store.folder) / "rows"
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            source = source.saved(folder)
         yield store, source
+
+
+def _on_disk(folder: Place) -> Path:
+    if isinstance(folder, Path):
+        return folder
+    raise ShoalError(
+        f"Workers map rows that are in memory, but {folder} is no disk; give a local folder for checkpoints."
+    )
 
 
 def as_tensor(rows: np.ndarray) -> Tensor:

@@ -11,6 +11,7 @@ from jobs.folder import FORMAT, MARKER, RunFolder
 from models.errors import ShoalError
 from pipeline.tables.collection import Collection
 from pipeline.tables.samples import TableProperties
+from pipeline.tables.schema import TableError
 
 
 def test_a_new_folder_is_marked_and_opens_again(tmp_path: Path) -> None:
@@ -50,12 +51,12 @@ def test_of_many_strange_files_the_first_are_named(tmp_path: Path) -> None:
         RunFolder(str(tmp_path))
 
 
-def test_a_file_and_a_url_are_no_folders(tmp_path: Path) -> None:
+def test_a_file_and_a_web_address_are_no_folders(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ShoalError, match="is not a folder"):
         RunFolder(str(tmp_path / "file"))
-    with pytest.raises(ShoalError, match="is a URL; a run goes into a local folder"):
-        RunFolder("s3://bucket/run")
+    with pytest.raises(TableError, match="is no folder; give a local path"):
+        RunFolder("https://host/run")
 
 
 def test_other_images_are_refused_once_some_are_embedded(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -10,9 +12,10 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.backbones import Backbone, BackboneConfig, backbone_names, load_backbone
+from models.backbone_config import Precision
+from models.backbones import Backbone, BackboneConfig, backbone_names, load_backbone, require_precision
 from models.errors import ShoalError
 from models.lite0 import in_timm
 from models.networks import LIBRARIES
@@ -156,6 +159,67 @@ def test_bf16_is_close_and_float32_outside() -> None:
     assert float((rough_BD - exact_BD).norm() / exact_BD.norm()) < 0.05
 
 
+def test_folding_norms_changes_what_runs_and_not_what_is_kept(lite0: Backbone) -> None:
+    """The features by hand above are of the folded network."""
+    kept = [name for name in lite0.net.state_dict() if name.endswith("running_mean")]
+    assert isinstance(lite0.forward, nn.Module)
+    run = [name for name in lite0.forward.state_dict() if name.endswith("running_mean")]
+    assert len(kept) == 49 and run == []
+    image_BCHW = random_images(2, 224)
+    with torch.inference_mode():
+        expected_BD = lite0.net(lite0.pixels.normalise(image_BCHW))
+    torch.testing.assert_close(lite0.embed(image_BCHW), expected_BD, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_fp16_can_be_described_on_a_cpu_but_not_run() -> None:
+    """A driver without a GPU describes the table that workers with GPUs fill."""
+    settings = BackboneConfig(name="timm/test_resnet", weights="random", size=32, precision="fp16")
+    backbone = load_backbone(settings)
+    assert backbone.about.precision == "fp16" and backbone.dim == 96
+    with pytest.raises(ShoalError, match=r"fp16 was asked for on cpu.*use bf16 or fp32"):
+        backbone.embed(random_images(1, 32))
+    for precision in ("fp32", "bf16", None):
+        require_precision(precision, "cpu")
+    require_precision("fp16", "cuda:0")
+
+
+@pytest.mark.slow
+def test_compiling_is_no_part_of_the_digest_and_needs_a_compiler() -> None:
+    settings = BackboneConfig(name="pixels", size=6, compile=True)
+    backbone = load_backbone(settings)
+    assert backbone.digest == load_backbone(settings.model_copy(update={"compile": False})).digest
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}),
+        pytest.raises(ShoalError, match=r"cannot be compiled.*needs a C\+\+ compiler.*backbone.compile=false"),
+    ):
+        backbone.embed(random_images(2, 6))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_features_agree(precision: Precision) -> None:
+    settings = BackboneConfig(name="timm/test_resnet", weights="random", size=64, precision=precision, compile=True)
+    compiled, plain = load_backbone(settings), load_backbone(settings.model_copy(update={"compile": False}))
+    image_BCHW = random_images(4, 64)
+    plain_BD, compiled_BD = plain.embed(image_BCHW), compiled.embed(image_BCHW)
+    limit = 1e-4 if precision == "fp32" else 0.06
+    assert float((compiled_BD - plain_BD).norm() / plain_BD.norm()) < limit
+
+
+def test_a_config_says_what_was_used() -> None:
+    settings = BackboneConfig(name="timm/test_resnet", weights="random")
+    used = load_backbone(settings).config
+    assert (used.size, used.grey, used.l2_normalise, used.precision) == (160, False, False, "fp32")
+    assert load_backbone(used).digest == load_backbone(settings).digest
+
+
+def test_settings_are_read_without_importing_torch() -> None:
+    code = "import sys, models.backbone_config; print(sorted({'torch', 'timm', 'torchvision', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_digest_names_everything_that_features_depend_on() -> None:
     base = BackboneConfig(name="timm/test_resnet", weights="random", size=32)
     changes = [
@@ -166,6 +230,7 @@ def test_digest_names_everything_that_features_depend_on() -> None:
         {"grey": True},
         {"l2_normalise": True},
         {"precision": "bf16"},
+        {"precision": "fp16"},
     ]
     digests = [load_backbone(base.model_copy(update=change)).digest for change in changes]
     assert len(set(digests)) == len(changes) and all(len(digest) == 64 for digest in digests)
@@ -234,7 +299,7 @@ def test_a_local_file_loads_with_and_without_its_classifier(tmp_path: Path) -> N
         backbone = load_backbone(BackboneConfig(name=name, weights=str(path)))
         save_file({key: value.contiguous() for key, value in backbone.net.state_dict().items()}, headless)
         again = load_backbone(BackboneConfig(name=name, weights=str(headless), seed=9))
-        assert backbone.weights == str(path) and again.digest == backbone.digest
+        assert backbone.weights == "a local file" and again.digest == backbone.digest
         first = next(iter(whole.state_dict()))
         assert torch.equal(backbone.net.state_dict()[first], whole.state_dict()[first])
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from models.preprocessing import Preprocessing, grey_levels
 
@@ -61,3 +62,49 @@ def test_normalise_by_hand() -> None:
     preprocessing = Preprocessing(size=1, resize=1, mean=(0.0, 0.5, 1.0), std=(1.0, 0.5, 0.25))
     image_1311 = torch.tensor([0, 255, 51], dtype=torch.uint8).reshape(1, 3, 1, 1)
     assert preprocessing.normalise(image_1311).flatten().tolist() == pytest.approx([0.0, 1.0, -3.2])
+
+
+@pytest.mark.parametrize(("fit", "short_side"), [("crop", 10), ("squash", 8)])
+def test_short_side_is_where_prepare_stops_reducing(fit: str, short_side: int) -> None:
+    """A line of one pixel is blurred by reducing; at the short side itself it comes through untouched."""
+    preprocessing = Preprocessing(size=8, resize=10, fit=fit)
+    assert preprocessing.short_side == short_side
+    image_3HW = torch.zeros(3, short_side, short_side, dtype=torch.uint8)
+    image_3HW[:, :, 5] = 200
+    assert preprocessing.prepare(image_3HW).unique().tolist() == [0, 200]
+    larger_3HW = image_3HW.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+    assert preprocessing.prepare(larger_3HW).unique().tolist() != [0, 200]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"channels": 1}, "set grey"),
+        ({"mean": (0.0, 0.0)}, "one value, or one for each of 3 channels"),
+        ({"std": (0.0,)}, "std above 0"),
+        ({"mean": (float("nan"),)}, "mean must be finite"),
+        ({"size": 5000}, "at most 4096"),
+        ({"resize": 40}, "at most 4 times size"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Preprocessing.model_validate({"size": 8, "resize": 10, **wrong})
+
+
+def test_another_size_keeps_the_share_that_is_cropped() -> None:
+    assert Preprocessing(size=224, resize=256).at_size(112) == Preprocessing(size=112, resize=128)
+    odd = Preprocessing(size=28, resize=33)
+    assert odd.at_size(28) is odd
+
+
+@given(value=st.integers(0, 255), mean=st.floats(0, 1), std=st.floats(0.1, 1))
+def test_normalise_is_the_formula_in_channels_last_order(value: int, mean: float, std: float) -> None:
+    preprocessing = Preprocessing(size=4, resize=4, mean=(mean, 0.0, 0.5), std=(std,))
+    image_B3SS = torch.full((2, 3, 4, 4), value, dtype=torch.uint8)
+    exact_B3SS = (image_B3SS.double() / 255 - torch.tensor([mean, 0.0, 0.5]).double()[:, None, None]) / std
+    found_B3SS = preprocessing.normalise(image_B3SS)
+    assert found_B3SS.dtype == torch.float32 and found_B3SS.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found_B3SS.double(), exact_B3SS, rtol=1e-5, atol=3e-6)
+    rough_B3SS = preprocessing.normalise(image_B3SS, torch.bfloat16)
+    assert torch.equal(rough_B3SS, found_B3SS.bfloat16())  # rounded once

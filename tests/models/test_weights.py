@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from models.errors import ShoalError
-from models.weights import HubUnavailableError, fetch_hub_file, fetch_url, load_strictly, read_state_dict
+from models.weights import HubUnavailableError, fetch_hub_file, fetch_url, load_strictly, read_checkpoint
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.zeros(2)}
 
@@ -39,24 +39,24 @@ def test_a_torch_file_with_or_without_its_usual_wrappers(tmp_path: Path, wrapper
     path = tmp_path / "weights.pth"
     content = {f"module.{key}": value for key, value in STATE.items()}
     torch.save({wrapper: content, "epoch": 3} if wrapper else content, path)
-    state = read_state_dict(path)
+    state = read_checkpoint(path).state
     assert state.keys() == STATE.keys() and torch.equal(state["a.weight"], STATE["a.weight"])
 
 
 def test_a_safetensors_file(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file(STATE, path)
-    assert torch.equal(read_state_dict(path)["a.weight"], STATE["a.weight"])
+    assert torch.equal(read_checkpoint(path).state["a.weight"], STATE["a.weight"])
 
 
 def test_a_pickle_that_wants_more_than_tensors_is_refused_and_not_run(tmp_path: Path) -> None:
     path, proof = tmp_path / "evil.pth", tmp_path / "proof"
     path.write_bytes(pickle.dumps(Opens(str(proof))))
     with pytest.raises(ShoalError, match=r"evil\.pth cannot be read as tensors only"):
-        read_state_dict(path)
+        read_checkpoint(path)
     torch.save({"state": Opens(str(proof))}, path)
     with pytest.raises(ShoalError, match="safetensors"):
-        read_state_dict(path)
+        read_checkpoint(path)
     assert not proof.exists()
 
 
@@ -65,15 +65,15 @@ def test_a_pickle_that_wants_more_than_tensors_is_refused_and_not_run(tmp_path: 
 def test_damaged_files_are_one_sentence(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ShoalError, match="cannot be read as tensors only"):
-        read_state_dict(tmp_path / name)
+        read_checkpoint(tmp_path / name)
 
 
 def test_missing_files_and_files_without_names_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ShoalError, match="does not exist"):
-        read_state_dict(tmp_path / "none.pth")
+        read_checkpoint(tmp_path / "none.pth")
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     with pytest.raises(ShoalError, match="no mapping of names to tensors"):
-        read_state_dict(tmp_path / "list.pth")
+        read_checkpoint(tmp_path / "list.pth")
 
 
 def test_loading_names_what_does_not_fit_and_changes_nothing() -> None:

@@ -57,9 +57,15 @@ def make_job(tmp_path: Path) -> Callable[..., Job]:
     """A job on a new table: pixels, batches of 4, one thread each."""
 
     def make(backbone: BackboneConfig = PIXELS, **settings: object) -> Job:
-        table = Collection.create(tmp_path / "table").create_samples(table_properties(load_backbone(backbone)))
-        options = {"decoder": decode, "max_member_bytes": 2**20, "batch_size": 4, "rows_per_file": 1000} | settings
-        return Job(table=table, backbone=backbone, pool=Pool(1, 1, 0, 1, 1), **options)  # type: ignore[arg-type]
+        loaded = load_backbone(backbone)
+        options = {"decoder": decode, "decoding": {}, "max_member_bytes": 2**20, "batch_size": 4} | settings
+        return Job(
+            table=Collection.create(tmp_path / "table").create_samples(table_properties(loaded)),
+            backbone=backbone,
+            pixels=loaded.pixels,
+            pool=Pool(1, 1, 0, 1, 1),
+            **{"rows_per_file": 1000, "ahead_bytes": 2**20, **options},  # type: ignore[arg-type]
+        )
 
     return make
 

@@ -30,6 +30,22 @@ def test_map_ahead_reads_no_further_than_its_window() -> None:
     assert len(read) == 7  # the two that were asked for, and five at work
 
 
+def test_map_ahead_holds_no_more_than_its_window_weighs_and_an_item_that_is_heavier_alone() -> None:
+    held: list[int] = []
+
+    def items() -> Iterator[int]:
+        for weight in (3, 3, 3, 50, 3):
+            held.append(weight)
+            yield weight
+
+    with ThreadPoolExecutor(2) as threads:
+        ahead = map_ahead(lambda weight: weight, items(), threads, window=6, weight=lambda weight: weight)
+        assert [next(ahead), held] == [3, [3, 3, 3]]
+        assert [next(ahead), held] == [3, [3, 3, 3, 50]]
+        assert [next(ahead), next(ahead), held] == [3, 50, [3, 3, 3, 50]]
+        assert list(ahead) == [3]
+
+
 def test_one_ahead_makes_the_next_item_while_one_is_in_use() -> None:
     made = [threading.Event() for _ in range(4)]
 

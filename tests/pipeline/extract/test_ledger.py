@@ -1,10 +1,10 @@
-from pipeline.extract.ledger import MAX_UNEXPLAINED, Ledger
+from pipeline.extract.ledger import MAX_UNEXPLAINED, Ledger, Standing
 
 
 def test_the_first_attempt_is_fast_and_a_finished_shard_is_forgotten() -> None:
     ledger = Ledger()
     assert not ledger.begin("a").careful
-    ledger.end("a")
+    ledger.end("a", Standing(1.0, 5))
     assert not ledger.begin("a").careful
 
 
@@ -61,3 +61,16 @@ def test_a_shard_of_killers_is_not_hopeless_while_each_pair_of_deaths_convicts_o
     assert attempt.convicted == frozenset(range(20))
     assert attempt.deaths == 41
     assert not attempt.hopeless
+
+
+def test_progress_is_the_sum_over_shards_and_what_a_dead_worker_did_is_taken_back() -> None:
+    ledger = Ledger()
+    for shard in ("a", "b"):
+        ledger.begin(shard)
+        ledger.advance(shard, Standing(0.25, 100, 3, waiting=64))
+    assert ledger.standing() == Standing(0.5, 200, 6, 128)
+    ledger.end("a", Standing(1.0, 400, 12))
+    ledger.begin("b")
+    assert ledger.standing() == Standing(1.0, 400, 12)
+    ledger.advance("a", Standing(0.3, 120))  # late news of a shard that has ended
+    assert ledger.standing() == Standing(1.0, 400, 12)

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 
 from models.backbones import BackboneConfig, load_backbone
 from pipeline.extract.ledger import Attempt
-from pipeline.extract.shard import Job, ShardResult, ShardWorker, table_properties
+from pipeline.extract.shard import Hooks, Job, ShardResult, ShardWorker, table_properties
 from pipeline.tables.samples import SamplesTable, embedding_matrix
 from pipeline.tables.schema import TableError
 
@@ -18,8 +19,12 @@ pytestmark = pytest.mark.usefixtures("torch_threads")
 FRESH, CAREFUL = Attempt(0, frozenset()), Attempt(1, frozenset())
 
 
+def worker_of(job: Job) -> ShardWorker:
+    return ShardWorker(job, load_backbone(job.backbone), job.local_source())
+
+
 def run(job: Job, shard: str, attempt: Attempt = FRESH) -> ShardResult:
-    return ShardWorker(job).extract(shard, attempt, lambda _: None)
+    return worker_of(job).extract(shard, attempt, Hooks())
 
 
 def committed(job: Job, result: ShardResult) -> SamplesTable:
@@ -93,13 +98,11 @@ def test_embeddings_of_a_network_do_not_depend_on_how_a_shard_fills_its_batches(
 ) -> None:
     backbone = BackboneConfig(name="torchvision/resnet18", weights="random", size=32)
     job = make_job(backbone)
-    worker = ShardWorker(job)
+    worker = worker_of(job)
     members = [(f"{i}.png", png(i * 20, 32)) for i in range(7)]
     # the last batch has 3 images, 1 image, and (with the first one damaged) others beside them
     variants = [members, members[:5], [("0.png", b"damaged"), *members[1:]]]
-    results = [
-        worker.extract(tar(tmp_path / f"{i}.tar", each), FRESH, lambda _: None) for i, each in enumerate(variants)
-    ]
+    results = [worker.extract(tar(tmp_path / f"{i}.tar", each), FRESH, Hooks()) for i, each in enumerate(variants)]
     x_ND = [embedding_matrix(written(job, result)) for result in results]
     np.testing.assert_array_equal(x_ND[0][:5], x_ND[1])
     np.testing.assert_array_equal(x_ND[0][1:], x_ND[2])
@@ -132,13 +135,37 @@ def test_a_shard_that_cannot_be_opened_fails_alone_and_leaves_nothing(
     assert list(Path(job.table.path).rglob("*.parquet")) == []
 
 
-def test_a_worker_whose_backbone_is_not_the_table_s_refuses_to_work(
-    make_job: Callable[..., Job], tmp_path: Path
-) -> None:
-    job = make_job()
-    other = Job(**{**job.__dict__, "backbone": BackboneConfig(name="pixels", size=4)})
+def test_a_backbone_that_is_not_the_table_s_is_refused(make_job: Callable[..., Job]) -> None:
     with pytest.raises(TableError, match=r"192.*48"):
-        ShardWorker(other)
+        make_job().require(load_backbone(BackboneConfig(name="pixels", size=4)))
+
+
+def test_every_batch_is_told_of_and_every_stage_is_timed(
+    make_job: Callable[..., Job], tar: Callable[..., str], png: Callable[..., bytes], tmp_path: Path
+) -> None:
+    told: list[int] = []
+    hooks = Hooks(progress=lambda batch, forward_s: told.append(len(batch.pixels_NCHW)))
+    shard = tar(tmp_path / "s.tar", [(f"{i}.png", png(i)) for i in range(11)])
+    result = worker_of(make_job()).extract(shard, FRESH, hooks)
+    assert told == [4, 4, 3]
+    assert set(result.seconds) == {"read", "decode", "queue", "forward", "write"}
+    assert all(seconds > 0 for seconds in result.seconds.values())
+    assert result.ready_at is not None
+    assert result.first_at is not None
+    assert result.ready_at <= result.first_at
+    assert (result.standing.shards, result.standing.images) == (1.0, 11)
+
+
+def test_two_shards_at_a_time_are_what_they_are_one_by_one(
+    make_job: Callable[..., Job], tar: Callable[..., str], png: Callable[..., bytes], tmp_path: Path
+) -> None:
+    job = make_job(BackboneConfig(name="torchvision/resnet18", weights="random", size=32))
+    shards = [tar(tmp_path / f"{s}.tar", [(f"{i}.png", png(9 * i + s, 32)) for i in range(9)]) for s in range(4)]
+    worker = worker_of(job)
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda shard: worker.extract(shard, FRESH, Hooks()), shards))
+    for shard, result in zip(shards, together, strict=True):
+        assert written(job, result).equals(written(job, run(job, shard)))
 
 
 def test_a_table_says_which_weights_but_not_where_a_file_lay(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
 import itertools
+import time
+from dataclasses import replace
 
 import pytest
 
@@ -18,6 +20,23 @@ def result(shard: str, images: int, *rejects: Reason) -> ShardResult:
     return ShardResult(shard, images=images, rejects=counts, examples=examples)
 
 
+def test_times_are_those_of_the_first_worker_and_the_last_commit() -> None:
+    tally = Tally(TODO)
+    now = time.time()
+    for shard, ready, first in (("a", now + 3, now + 5), ("b", now + 2, now + 6)):
+        tally.add([replace(result(shard, 10), ready_at=ready, first_at=first, seconds={"forward": 1.5})])
+    with_one = tally.summary()
+    assert with_one.startup_seconds == pytest.approx(5, abs=0.1)
+    tally.committed()
+    assert tally.summary().stage_seconds["forward"] == 3
+    assert tally.summary().steady_seconds == pytest.approx(-2, abs=0.5)
+
+
+def test_nothing_done_is_no_rate() -> None:
+    summary = Tally(TODO).summary()
+    assert (summary.images_per_second, summary.startup_seconds) == (0, None)
+
+
 RESULTS = [
     result("a", 5, Reason.no_image, Reason.corrupt_image),
     result("b", 7, Reason.no_image, Reason.no_image, Reason.empty_image),
@@ -28,7 +47,7 @@ RESULTS = [
 
 def test_the_sum_does_not_depend_on_which_shard_came_first() -> None:
     for order in itertools.permutations(RESULTS):
-        tally = Tally(TODO, started=0.0)
+        tally = Tally(TODO)
         for each in order:
             tally.add([each])
         summary = tally.summary()
@@ -43,7 +62,7 @@ def test_the_sum_does_not_depend_on_which_shard_came_first() -> None:
 
 
 def test_one_reject_too_many_is_an_error_that_says_where() -> None:
-    tally = Tally(TODO, started=0.0)
+    tally = Tally(TODO)
     tally.add(RESULTS[:1])
     tally.check(None)
     tally.check(2)

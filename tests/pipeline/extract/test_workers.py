@@ -12,7 +12,7 @@ import pytest
 import ray
 
 from models.backbones import BackboneConfig
-from pipeline.extract.ledger import MAX_UNEXPLAINED, Ledger
+from pipeline.extract.ledger import MAX_UNEXPLAINED, Ledger, Standing
 from pipeline.extract.pool import Node
 from pipeline.extract.shard import Job
 from pipeline.extract.workers import ShardActor, cluster_nodes
@@ -41,6 +41,7 @@ def test_a_result_is_plain_json_and_the_ledger_forgets_the_shard(
 ) -> None:
     done = result(make_job(), ledger, shard)
     assert (done["images"], done["rejects"], done["failure"], done["fatal"]) == (1, {"empty_image": 1}, None, None)
+    assert ray.get(ledger.standing.remote()) == Standing(1.0, 1, 1)
     assert ray.get(ledger.begin.remote(shard)).deaths == 0
 
 

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from pipeline.ingest.decode import DecodeConfig, Undecodable, decode
+from pipeline.ingest.headers import exif_orientation
 from pipeline.tables.schema import Reason
 
 Encode = Callable[..., bytes]
@@ -32,9 +33,9 @@ def pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
-def reason(image: bytes, **limits: int) -> Reason:
+def reason(image: bytes, short_side: int | None = None, **limits: int) -> Reason:
     with pytest.raises(Undecodable) as caught:
-        decode(image, DecodeConfig(**limits))
+        decode(image, DecodeConfig(**limits), short_side)
     assert caught.value.detail
     return caught.value.reason
 
@@ -58,8 +59,10 @@ def test_lossless_formats_give_the_pixels(picture: Image.Image, encode: Encode, 
     image = decode(encode(picture, format, **options))
     assert image.shape == (3, 13, 17)
     assert image.dtype == torch.uint8
-    assert image.is_contiguous()
     assert torch.equal(image, pixels(picture))
+    assert torch.equal(
+        decode(encode(picture, format, **options), short_side=1), pixels(picture)
+    )  # only JPEG is reduced
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -152,10 +155,119 @@ def test_damaged_exif_costs_no_sound_image(picture: Image.Image, encode: Encode)
 
 def test_threads_decode_as_one_does(picture: Image.Image, encode: Encode) -> None:
     formats = ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"]
-    images = [encode(picture.rotate(angle), format) for angle in range(0, 360, 30) for format in formats]  # noqa: A001
+    images = [encode(picture.rotate(angle), format) for format in formats for angle in range(0, 360, 30)]  # noqa: A001
+    sides = [None, 2] * (len(images) // 2)
     with ThreadPoolExecutor(4) as threads:
-        together = list(threads.map(decode, images))
-    assert all(torch.equal(one, other) for one, other in zip(together, map(decode, images), strict=True))
+        together = list(threads.map(lambda image, side: decode(image, short_side=side), images, sides))
+    alone = [decode(image, short_side=side) for image, side in zip(images, sides, strict=True)]
+    assert all(torch.equal(one, other) for one, other in zip(together, alone, strict=True))
+
+
+# What is decoded at a reduced size.
+
+
+def halves(image: Tensor, factor: int) -> Tensor:
+    """Means over squares of `factor` pixels."""
+    return torch.nn.functional.avg_pool2d(image.float(), factor)
+
+
+@pytest.mark.parametrize(
+    ("short_side", "factor"), [(None, 1), (49, 1), (33, 1), (32, 2), (17, 2), (16, 4), (9, 4), (8, 8), (1, 8)]
+)
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}], ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_keeps_twice_the_size_asked_for(
+    encode: Encode, short_side: int | None, factor: int, options: dict[str, object], mode: str
+) -> None:
+    y_HW, x_HW = np.mgrid[0:128, 0:192]
+    smooth = Image.fromarray(np.stack([x_HW, y_HW * 2, 255 - x_HW], axis=-1).astype(np.uint8)).convert(mode)
+    jpeg = encode(smooth, "JPEG", quality=95, **options)
+    whole, reduced = decode(jpeg), decode(jpeg, short_side=short_side)
+    assert reduced.shape == (3, 128 // factor, 192 // factor)
+    assert (halves(whole, factor) - reduced.float()).abs().max() <= 4  # 255 levels over 192 pixels
+    assert torch.equal(decode(jpeg, DecodeConfig(reduce_jpeg=False), short_side), whole)
+
+
+@pytest.mark.parametrize(
+    ("size", "factor", "left"),
+    [(32, 2, 16), (33, 2, 16), (64, 4, 16), (66, 4, 16), (67, 4, 17), (128, 8, 16), (132, 8, 16), (133, 8, 17)],
+)
+def test_an_edge_that_is_half_padding_or_more_is_cut(encode: Encode, size: int, factor: int, left: int) -> None:
+    assert decode(encode(Image.new("RGB", (size, 200)), "JPEG"), short_side=size // (2 * factor)).shape == (
+        3,
+        -(-200 // factor),
+        left,
+    )
+    assert decode(encode(Image.new("L", (200, size)), "JPEG"), short_side=size // (2 * factor)).shape[1] == left
+
+
+def test_a_cmyk_jpeg_stays_whole(picture: Image.Image, encode: Encode) -> None:
+    jpeg = encode(picture.convert("CMYK"), "JPEG")
+    assert torch.equal(decode(jpeg, short_side=1), decode(jpeg))
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_a_reduced_jpeg_is_as_upright_as_the_whole_one(encode: Encode, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    quarters = np.array([[[250, 0, 0], [0, 250, 0]], [[0, 0, 250], [250, 250, 250]]], np.uint8)
+    jpeg = encode(Image.fromarray(quarters.repeat(32, axis=0).repeat(48, axis=1)), "JPEG", exif=exif, subsampling=0)
+    whole, reduced = decode(jpeg), decode(jpeg, short_side=8)
+    assert reduced.shape[1:] == tuple(size // 4 for size in whole.shape[1:])
+    assert (halves(whole, 4) - reduced.float()).abs().max() <= 4
+
+
+def test_the_limit_counts_the_pixels_of_the_whole_jpeg(encode: Encode) -> None:
+    jpeg = encode(Image.new("RGB", (64, 64)), "JPEG")
+    assert decode(jpeg, DecodeConfig(max_pixels=64 * 64), short_side=4).shape == (3, 8, 8)
+    assert reason(jpeg, short_side=4, max_pixels=64 * 64 - 1) == Reason.image_too_large
+
+
+def test_what_only_pillow_cannot_read_is_decoded_whole(picture: Image.Image, encode: Encode) -> None:
+    jpeg = encode(picture, "JPEG")
+    odd = jpeg[:2] + b"\xff\xe0\0\6JFIF" + jpeg[2:]
+    with pytest.raises(OSError, match="cannot identify"):
+        Image.open(io.BytesIO(odd))
+    assert torch.equal(decode(odd, short_side=1), decode(jpeg))
+
+
+def test_a_segment_that_leads_behind_the_end_is_no_end(picture: Image.Image, encode: Encode) -> None:
+    jpeg = encode(picture, "JPEG")
+    Image.open(io.BytesIO(jpeg[:-2] + b"\xff\xeb\xff\xff\xff\xd9")).load()  # Pillow takes such a file for whole
+    for tail in (b"\xff\xeb\xff\xff\xff\xd9", b"\xff\xeb", b"\xff\xeb\0", b"\xff\0\xd9", b"\xff\xd0", b"\xff"):
+        assert reason(jpeg[:-2] + tail, short_side=2) == reason(jpeg[:-2] + tail) == Reason.truncated_image
+    for tail in (b"\xff\xfe\0\5\xff\xd9?\xff\xd9", b"\xff\xff\xff\xd9", b"\xff\xd0\xff\xd9 and more"):
+        assert decode(jpeg[:-2] + tail, short_side=2).shape == (3, 6, 8)
+
+
+# EXIF.
+
+
+def exif_block(order: str, *entries: tuple[int, int]) -> bytes:
+    """A TIFF header and a directory of SHORT values."""
+    head = struct.pack(order + "2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(entries))
+    return head + b"".join(struct.pack(order + "HHIHxx", tag, 3, 1, value) for tag, value in entries) + bytes(4)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_orientation_is_found_by_its_tag_in_either_byte_order(order: str) -> None:
+    assert exif_orientation(exif_block(order, (0x0100, 9), (0x0112, 6), (0x0113, 2))) == 6
+    assert exif_orientation(exif_block(order, (0x0100, 6))) == 1
+
+
+def test_damaged_exif_means_upright() -> None:
+    block = exif_block("<", (0x0112, 6))
+    assert [exif_orientation(block[:end]) for end in range(len(block))] == [1] * 20 + [6] * (len(block) - 20)
+    assert exif_orientation(b"IM" + block[2:]) == exif_orientation(block[:4] + b"\xff" * 4) == 1
+
+
+def test_exif_counts_behind_other_metadata_too(picture: Image.Image, encode: Encode) -> None:
+    """torchvision itself looks at the first such segment only, whatever it holds."""
+    exif = b"Exif\0\0" + exif_block(">", (0x0112, 6))
+    metadata = b"http://ns.adobe.com/xap/1.0/\0<x/>"
+    segments = b"".join(b"\xff\xe1" + struct.pack(">H", len(data) + 2) + data for data in (metadata, exif))
+    jpeg = encode(picture, "JPEG")
+    assert torch.equal(decode(jpeg[:2] + segments + jpeg[2:]), decode(jpeg).mT.flip(-1))
 
 
 # What damage gives.
@@ -180,11 +292,12 @@ def test_values_without_a_range(encode: Encode) -> None:
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 1}], ids=str)
+@pytest.mark.parametrize("short_side", [None, 2])
 def test_every_truncation_of_a_jpeg(
-    picture: Image.Image, encode: Encode, mode: str, options: dict[str, object]
+    picture: Image.Image, encode: Encode, mode: str, options: dict[str, object], short_side: int | None
 ) -> None:
     jpeg = encode(picture.convert(mode), "JPEG", **options)
-    reasons = [reason(jpeg[:end]) for end in range(3, len(jpeg))]
+    reasons = [reason(jpeg[:end], short_side) for end in range(3, len(jpeg))]
     assert set(reasons) == {Reason.truncated_image}
 
 

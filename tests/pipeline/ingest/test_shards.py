@@ -59,7 +59,19 @@ def test_a_sample_carries_its_place_label_and_bytes(shard_of: Shard) -> None:
     content = Path(shard).read_bytes()
     assert content[1536:1541] == b"image"
     digest = hashlib.sha256(content).hexdigest()
-    assert summary == ShardSummary(shard, len(content), f"sha256:{digest}", samples=2, rejects=0, ignored=0)
+    modified = Path(shard).stat().st_mtime_ns
+    assert summary == ShardSummary(shard, len(content), f"sha256:{digest}", 2, 0, 0, modified)
+
+
+def test_the_time_of_a_shard_is_that_from_before_it_was_read(shard_of: Shard) -> None:
+    shard = shard_of([("a.jpg", b"a"), ("b.jpg", b"b")])
+    os.utime(shard, ns=(10**18, 10**18))
+    reader = read_samples(shard)
+    rows = iter(reader)
+    next(rows)
+    os.utime(shard, ns=(2 * 10**18, 2 * 10**18))
+    assert len(list(rows)) == 1
+    assert reader.summary.modified == 10**18
 
 
 def test_the_summary_is_not_there_before_the_end(shard_of: Shard) -> None:

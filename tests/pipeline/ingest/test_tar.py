@@ -244,6 +244,41 @@ def test_old_headers_without_a_magic_are_read() -> None:
     assert scan(bytes(header) + b"a" + bytes(511) + END) == [Member("a.jpg", 512, 1, b"a")]
 
 
+@pytest.mark.parametrize("size", [b"00000000003\0", b"00000000003 ", b"         3 \0", b"\x80" + bytes(10) + b"\3"])
+@pytest.mark.parametrize("mode", [b"0000644\0", b"000644 \0", b"   644 \0", b"0000644 ", bytes(8)])
+@pytest.mark.parametrize("checksum", [b"%06o\0 ", b"%06o \0", b"%07o\0", b" %5o \0"])
+def test_numbers_are_read_as_tar_bsdtar_and_others_write_them(size: bytes, mode: bytes, checksum: bytes) -> None:
+    header = bytearray(member("a.jpg", b"abc"))
+    header[100:108], header[124:136], header[148:156] = mode, size, b" " * 8
+    header[148:156] = checksum % sum(header[:512])
+    assert scan(bytes(header) + END) == [Member("a.jpg", 512, 3, b"abc")]
+
+
+@pytest.mark.parametrize("flip", [1, 0x80])
+def test_every_changed_byte_of_a_header_is_damage(flip: int) -> None:
+    clean = member("d/a.jpg", b"abc", uid=1000, mtime=1_700_000_000, uname="u") + member("b.jpg", b"b") + END
+    for at in range(512):
+        archive = bytearray(clean)
+        archive[at] ^= flip
+        if at != 155:  # the space behind the checksum, which is no part of it
+            assert scan(bytes(archive))[0] == Gap(0, 1024, Reason.damaged_header, "no valid header"), at
+
+
+def test_a_checksum_of_signed_bytes_is_one() -> None:
+    header = bytearray(member("a.jpg", b"abc", uname="\xe9"))
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % (sum(header[:512]) - 256 * sum(byte > 127 for byte in header[:512]))
+    assert scan(bytes(header) + END) == [Member("a.jpg", 512, 3, b"abc")]
+
+
+def test_a_file_whose_name_ends_in_a_slash_and_a_prefix_are_understood() -> None:
+    prefixed = bytearray(member("a.jpg", b"abc"))
+    prefixed[345:351], prefixed[148:156] = b"folder", b" " * 8
+    prefixed[148:156] = b"%06o\0 " % sum(prefixed[:512])
+    assert scan(bytes(prefixed) + END) == [Member("folder/a.jpg", 512, 3, b"abc")]
+    assert scan(member("a.jpg/", b"") + END) == scan(member("a.jpg/", b"", tarfile.REGTYPE) + END)
+
+
 def test_a_gzip_file_is_no_archive_at_this_level(tar_of: Callable[..., bytes]) -> None:
     (gap,) = scan(gzip.compress(tar_of([("a.jpg", struct.pack("<600I", *range(600)))])))
     assert isinstance(gap, Gap)

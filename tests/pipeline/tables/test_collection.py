@@ -86,11 +86,25 @@ def test_a_marker_of_another_kind_is_refused(tmp_path: Path, marker: str) -> Non
         Collection.open(tmp_path)
 
 
-def test_a_url_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_web_address_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(TableError, match="must be in a local folder"):
-        Collection.create("s3://bucket/table")
+    with pytest.raises(
+        TableError, match=r"https://host/table is no folder; give a local path, or a URL of s3, gs or az"
+    ):
+        Collection.create("https://host/table")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_is_found_only_where_something_is(tmp_path: Path) -> None:
+    assert Collection.find(tmp_path / "none") is None
+    assert Collection.find(tmp_path) is None
+    (tmp_path / "run").mkdir()
+    made = Collection.create(tmp_path / "run" / "table")
+    assert [found.path for where in (made.path, made.path.parent) if (found := Collection.find(where))] == [
+        made.path
+    ] * 2
+    with pytest.raises(TableError, match="no shoal table but a folder that holds run"):
+        Collection.find(tmp_path)
 
 
 def test_nothing_was_extracted_yet(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.tables.collection import Collection
 from pipeline.tables.samples import SampleFile, SamplesTable, TableProperties, embedding_array, embedding_matrix
@@ -299,3 +301,63 @@ def test_embeddings_of_different_lengths_are_no_matrix() -> None:
 
 def test_the_collection_opens_the_table_that_was_created(collection: Collection, samples: SamplesTable) -> None:
     assert collection.samples.properties == samples.properties
+
+
+def _row(shard: str, numbers: range) -> pa.Table:
+    x_ND = np.zeros((len(numbers), 3), np.float32)
+    keys = [f"k{number:03d}" for number in numbers]
+    return pa.table({"key": keys, "shard": [shard] * len(numbers), "embedding": embedding_array(x_ND)})
+
+
+def _interleave(tables: list[SamplesTable], commits: list[tuple[int, list[str]]]) -> dict[str, int]:
+    """Who committed each shard first, where a group of which one shard is taken is refused as a whole."""
+    owner: dict[str, int] = {}
+    for number, (writer, shards) in enumerate(commits):
+        files = [tables[writer].write(_row(shard, range(number, number + 1))) for shard in shards]
+        taken = sorted(set(shards) & set(owner))
+        if taken:
+            with pytest.raises(TableError, match=f"first {taken[0]}"):
+                tables[writer].commit(files, (f"writer-{writer}", number))
+        else:
+            tables[writer].commit(files, (f"writer-{writer}", number))
+            owner.update(dict.fromkeys(shards, number))
+    return owner
+
+
+@settings(max_examples=15)
+@given(
+    commits=st.lists(
+        st.tuples(st.integers(0, 2), st.lists(st.sampled_from("abcdef"), min_size=1, max_size=3, unique=True)),
+        max_size=8,
+    )
+)
+def test_writers_that_remember_and_take_turns_own_each_shard_once(
+    tmp_path_factory: pytest.TempPathFactory, commits: list[tuple[int, list[str]]]
+) -> None:
+    properties = TableProperties(dimension=3, backbone="x", backbone_digest="", l2_normalised=False, preprocessing={})
+    path = tmp_path_factory.mktemp("turns") / "t"
+    tables = [SamplesTable.create(path, properties) for _ in range(3)]
+    owner = _interleave(tables, commits)
+    assert all(table.done_shards() == set(owner) for table in tables)
+    assert {file.shard: int(file.first_key[1:]) for file in SamplesTable.open(path).files()} == owner
+    assert len(SamplesTable.open(path).files()) == len(owner)
+
+
+def test_a_writer_that_remembers_sees_what_another_tool_took_away(samples: SamplesTable, rows: Rows) -> None:
+    samples.commit([samples.write(rows("a", range(4)))])
+    samples.commit([samples.write(rows("b", range(4)))])
+    DeltaTable(samples.path).restore(1)
+    samples.commit([samples.write(rows("b", range(2)))])
+    assert samples.done_shards() == {"a", "b"}
+    assert samples.count() == 6
+    DeltaTable(samples.path).optimize.compact()
+    with pytest.raises(TableError, match="must have exactly one"):
+        samples.commit([samples.write(rows("c", range(4)))])
+
+
+def test_a_pickled_table_forgets_what_it_remembered(samples: SamplesTable, rows: Rows) -> None:
+    samples.commit([samples.write(rows(f"shard {n}", range(1))) for n in range(30)])
+    assert len(samples.done_shards()) == 30
+    sent = pickle.dumps(samples)
+    assert b"shard 1" not in sent
+    assert len(pickle.loads(sent).done_shards()) == 30  # noqa: S301 - our own

@@ -1,0 +1,41 @@
+"""Backbones as artifacts: kept beside a table, so that workers need neither the hub nor a copy of the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.backbones import Backbone, BackboneConfig, load_backbone, load_stored
+from models.errors import ShoalError
+from pipeline.tables.artifacts import MANIFEST, Artifact, ArtifactStore, read_artifact
+from pipeline.tables.storage import is_url
+
+KIND = "backbone"
+KEYWORDS = ("default", "hub", "random")
+
+
+def open_backbone(config: BackboneConfig, device: str = "cpu") -> Backbone:
+    """The backbone of `config`, whose `weights` may also name an artifact: its folder, a URL, or its artifact.json.
+
+    What `config` leaves open is then as the artifact says. Raises ShoalError as load_backbone and load_stored, and
+    TableError if the artifact is missing or was changed.
+    """
+    if not _names_artifact(config.weights):
+        return load_backbone(config, device)
+    artifact = read_artifact(config.weights)
+    if artifact.kind != KIND:
+        raise ShoalError(
+            f"{config.weights} is an artifact of the kind {artifact.kind}; give one of the kind {KIND} as "
+            "backbone.weights."
+        )
+    return load_stored(artifact.manifest, artifact.tensors, device, config)
+
+
+def publish_backbone(store: ArtifactStore, backbone: Backbone) -> Artifact:
+    """Store a backbone, unless the same one is there already. Raises TableError if that cannot be done."""
+    return store.write(KIND, backbone.manifest, backbone.tensors())
+
+
+def _names_artifact(weights: str) -> bool:
+    if weights in KEYWORDS:
+        return False
+    return is_url(weights) or Path(weights).name == MANIFEST or Path(weights).is_dir()
