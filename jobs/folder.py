@@ -14,6 +14,17 @@ REPORT = "report.html"
 FORMAT = {"format": "shoal-run", "version": 1}
 
 
+def on_disk(output: str | Place) -> Path:
+    """The folder for shards that are packed. Raises ShoalError for an object store."""
+    folder = place(output)
+    if isinstance(folder, Path):
+        return folder
+    raise ShoalError(
+        f"Images are packed into shards on a disk, but --output {output} is an object store; run `shoal shards` "
+        "into a local folder, copy that to the store, and run on the copy."
+    )
+
+
 class RunFolder:
     """Where a run keeps what."""
 
@@ -29,13 +40,8 @@ class RunFolder:
 
     @property
     def shards(self) -> Path:
-        """Where images are packed. Raises ShoalError in an object store: shards are packed on a disk."""
-        if isinstance(self.path, Path):
-            return self.path / "shards"
-        raise ShoalError(
-            f"Images are packed into shards on a disk, but --output {self.path} is an object store; run `shoal shards` "
-            "into a local folder, copy that to the store, and run on the copy."
-        )
+        """Where images are packed. Raises ShoalError in an object store."""
+        return on_disk(self.path) / "shards"
 
     def make(self) -> None:
         """Create and mark the folder, if that is not done."""

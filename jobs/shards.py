@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jobs.config import RunConfig
 from jobs.figures import Figures
+from jobs.folder import on_disk
 from jobs.steps import State, Step
 from pipeline.ingest.folder import FolderScan, scan_folder
 from pipeline.ingest.names import is_shard, label_of
@@ -28,15 +29,15 @@ class Shards:
 
     def plan(self) -> list[Step]:
         """Counts the images, and the shards that are there."""
-        there = count_shards(Path(self.output))
+        there = count_shards(on_disk(self.output))
         what = f"{len(self.scan.images):,} images of {self.source} into {self.output} ({there} shards there)"
         return [Step("shards", what, State.CHECKED if there else State.TO_DO)]
 
     def run(self, on_progress: Progress) -> Figures:
         """Raises ShoalError for a folder without images, or an output that holds shards from elsewhere."""
         began = time.perf_counter()
-        scan = self.scan
-        shards = write_shards(scan, Path(self.output).expanduser(), self.config.shards, on_progress)
+        output, scan = on_disk(self.output), self.scan
+        shards = write_shards(scan, output, self.config.shards, on_progress)
         return Figures(
             "shards",
             {

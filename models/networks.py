@@ -91,11 +91,11 @@ class _Torchvision:
 
     def published(self, name: str) -> tuple[dict[str, Tensor], str]:
         weights = torchvision.models.get_model_weights(name).DEFAULT
-        state = read_checkpoint(fetch_url(weights.url)).state
-        # DenseNet's files are older than the names of its layers.
-        return {re.sub(r"\.(norm|conv)\.([12])\.", r".\1\2.", key): value for key, value in state.items()}, str(weights)
+        return read_checkpoint(fetch_url(weights.url)).state, str(weights)
 
     def load(self, name: str, network: Network, state: Mapping[str, Tensor], source: str) -> None:
+        # DenseNet's files are older than the names of its layers.
+        state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key): each for key, each in state.items()}
         load_strictly(network.net, _without(state, network.classifier), source)
 
 

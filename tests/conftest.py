@@ -10,7 +10,7 @@ from uuid import uuid4
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-sys.path.insert(0, str(Path(__file__).parent))  # for object_store, beside this file
+sys.path.insert(0, str(Path(__file__).with_name("support")))  # for object_store
 
 import pytest
 import torch

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from jobs.bench.bars import Bar, Result, judged
 from jobs.bench.images import Size, fashion, folder_for
-from jobs.bench.killer import DRIVER, PHASES, Kill, Killer, Pace, count_commits
+from jobs.bench.killer import DRIVER, PHASES, Kill, Killer, Pace, commit_seconds, count_commits
 from jobs.bench.speeds import extract_command, finished, outputs, running
 from jobs.figures import Row
 from models.backbones import BackboneConfig
@@ -104,11 +104,11 @@ def _measure_pace(command: Sequence[str], table: Path) -> Pace:
     """Extract without kills, and see how long that takes."""
     began = time.monotonic()
     with running(command) as process:
-        while process.poll() is None and count_commits(table) < 2:  # the first makes the table
+        while process.poll() is None and not count_commits(table):
             time.sleep(0.02)
         first = time.monotonic()
         finished(process)
-    return Pace(first - began, time.monotonic() - first)
+    return Pace(first - began, time.monotonic() - first, commit_seconds(table))
 
 
 def _phases(kills: Sequence[Kill]) -> list[Row]:

@@ -1,9 +1,9 @@
 """Benchmark `extract-memory`: the peak memory of `shoal extract` on four times the shards, against once.
 
 Bars: at most 1.1 times, of the driver and of the largest worker. The peaks are the kernel's own (VmHWM), read five
-times a second for every process that the command starts; so Linux only. 40 and 160 shards of 1,000 images of
-Fashion-MNIST, embedded as 256 pixels: 350 bytes left behind by each of the 120,000 rows more would be 10 % of 400 MB.
-Takes 4 minutes.
+times a second for every process that the command starts; so Linux only. 40 and 160 shards of 2,000 images of
+Fashion-MNIST, embedded as 256 pixels: 500 bytes left behind by each of the 240,000 rows more would be 10 % of the
+1.2 GB that a process takes, most of it libraries. Takes 6 minutes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from models.backbones import BackboneConfig
 from models.errors import ShoalError
 from pipeline.progress import Progress
 
-SIZE = Size(shards=40, images=1_000)
+SIZE = Size(shards=40, images=2_000)
 TIMES = 4
 BACKBONE = BackboneConfig(name="pixels", size=16, grey=True)
 _PAUSE_S = 0.2

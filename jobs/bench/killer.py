@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from jobs.bench.processes import family
 from jobs.bench.speeds import finished, running
@@ -26,6 +27,8 @@ PLAN = (  # what is meant to be hit, over and over; only the driver commits
     ("commit", DRIVER),
 )
 PHASES = tuple(dict.fromkeys(phase for phase, _ in PLAN))
+BEGUN = "shards/**/*.parquet"  # a commit begins with the table of shards
+COMMITS = "samples/_delta_log/*[1-9]*.json"
 PATIENCE_S = 180.0  # a run without a commit for so long stands still
 
 
@@ -35,7 +38,7 @@ class Pace:
 
     startup_seconds: float  # to the first commit
     work_seconds: float  # from there to the end
-    commit_seconds: float = 0.05  # from the first file that belongs to a commit
+    commit_seconds: float  # from the first file that belongs to a commit to its end
 
     def latest(self, aim: str, kills: int) -> float:
         """How long after its begin a phase is hit at most; so many kills leave half of the work undone."""
@@ -50,7 +53,7 @@ class Kill:
     run: int  # counts the starts of the command
     seconds: float  # since that start
     aimed: str
-    hit: str
+    hit: str  # start-up: before the first commit of the run, or since the kill before
     victim: str  # the driver, or the name of a worker
     commits: int  # by this run until then
     stalled: bool
@@ -100,7 +103,7 @@ class Killer:
 
     def _wait(self, process: subprocess.Popen[str], aim: str) -> bool:
         """Wait for the moment, or the end of the process; whether nothing happened for too long."""
-        watched = {"start-up": "", "work": "samples/_delta_log/*[1-9]*.json", "commit": "shards/**/*.parquet"}[aim]
+        watched = {"start-up": "", "work": COMMITS, "commit": BEGUN}[aim]
         seen, patient_until = _count(self._table, watched), time.monotonic() + PATIENCE_S
         while watched and process.poll() is None and _count(self._table, watched) == seen:
             if time.monotonic() > patient_until:
@@ -124,15 +127,24 @@ class Killer:
 
 
 def count_commits(table: Path) -> int:
-    """Versions of the samples table, the first of which is empty."""
-    return _count(table, "samples/_delta_log/*.json")
+    """Versions of the samples table but the first, which is empty."""
+    return _count(table, COMMITS)
 
 
 def in_commit(table: Path, since_ns: int) -> bool:
-    """Whether a commit was begun after that time (since 1970) and not ended: the shards table is written first."""
-    begun = max((path.stat().st_mtime_ns for path in table.glob("shards/**/*.parquet")), default=0)
-    ended = max((path.stat().st_mtime_ns for path in table.glob("samples/_delta_log/*.json")), default=0)
-    return begun > max(ended, since_ns)
+    """Whether a commit was begun after that time (since 1970) and not ended."""
+    return max(_times(table, BEGUN), default=0) > max([since_ns, *_times(table, COMMITS)])
+
+
+def commit_seconds(table: Path) -> float:
+    """Median time that commits took, by the times of their first and last files."""
+    begun = _times(table, BEGUN)
+    return median((end - max(time for time in begun if time <= end)) / 1e9 for end in _times(table, COMMITS))
+
+
+def _times(table: Path, pattern: str) -> list[int]:
+    """When files were written, in nanoseconds since 1970."""
+    return [path.stat().st_mtime_ns for path in table.glob(pattern)]
 
 
 def _count(table: Path, pattern: str) -> int:

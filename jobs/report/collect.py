@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -32,6 +33,7 @@ from pipeline.progress import Progress, silent
 from pipeline.tables.collection import Collection
 
 _LIBRARIES = ("shoal", "ray", "torch", "torchvision", "deltalake", "faiss-gpu", "faiss-cpu", "umap-learn")
+_READERS = 16  # a picture is three requests to an object store, each of tens of milliseconds
 
 
 def collect(
@@ -111,18 +113,19 @@ def _sheets(
 ) -> tuple[Sheet, ...]:
     born = {row["cluster"]: row for row in found.clustering.clusters(found.generation).to_pylist()}
     sheets = []
-    for done, each in enumerate(exemplars(assigned, clusters, config.typical, config.uncertain)):
-        sheets.append(_sheet(each, born[each.cluster]))
-        on_progress("contact sheets", done + 1, len(clusters))
+    with ThreadPoolExecutor(_READERS) as readers:
+        for done, each in enumerate(exemplars(assigned, clusters, config.typical, config.uncertain)):
+            sheets.append(_sheet(each, born[each.cluster], readers))
+            on_progress("contact sheets", done + 1, len(clusters))
     return tuple(sheets)
 
 
-def _sheet(each: Exemplars, row: Mapping[str, Any]) -> Sheet:
+def _sheet(each: Exemplars, row: Mapping[str, Any], readers: Executor) -> Sheet:
     return Sheet(
         cluster=each.cluster,
         size=each.size,
-        typical=tuple(_picture(one) for one in each.typical),
-        uncertain=tuple(_picture(one) for one in each.uncertain),
+        typical=tuple(readers.map(_picture, each.typical)),
+        uncertain=tuple(readers.map(_picture, each.uncertain)),
         mean_probability=each.mean_probability,
         event=row["event"],
         parents=tuple(row["parents"] or ()),

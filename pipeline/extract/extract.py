@@ -11,8 +11,9 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from models.backbones import Backbone, BackboneConfig, load_backbone
+from models.backbones import Backbone, BackboneConfig, require_precision
 from models.errors import ShoalError
+from pipeline.extract.backbone import open_backbone, publish_backbone
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.pool import Pool, plan_pool
 from pipeline.extract.prepare import Decoder
@@ -55,7 +56,7 @@ class Extraction:
         self.table = table
         self.config = config or ExtractConfig()
         self._decode = decode if callable(decode) else decode or DecodeConfig()
-        self._backbone = load_backbone(backbone)
+        self._backbone = open_backbone(backbone)
         # One of each for the whole run: they remember what the log said.
         self._samples = table.create_samples(table_properties(self._backbone, _recorded(self._decode)))
         self._shards = table.shards
@@ -65,7 +66,7 @@ class Extraction:
     def run(self) -> ExtractSummary:
         """Embed what is to do. Needs a Ray session, unless nothing is.
 
-        Raises ShoalError if the cluster has no room for the workers, more than `max_rejects` samples are rejected, or a
+        Raises ShoalError if the cluster has no room for the workers, a CPU is to compute in fp16, more than `max_rejects` samples are rejected, or a
         worker cannot write; TableError if another run adds the same shards.
         """
         tally = Tally(self.todo)
@@ -79,6 +80,7 @@ class Extraction:
 
         light = sum(tensor.nbytes for tensor in self._backbone.net.state_dict().values()) <= LIGHT_BYTES
         pool = plan_pool(workers.cluster_nodes(), self.todo.total, self.config, light)
+        require_precision(self._backbone.about.precision, "cuda" if pool.gpus else "cpu")
         run = workers.Run(self._job(pool))
         name = f"{STEP}-{uuid4().hex}"
         watch = Watch(run.standing, self._on_progress, STEP, self.todo)
@@ -107,7 +109,7 @@ class Extraction:
         limits = self._decode if isinstance(self._decode, DecodeConfig) else DecodeConfig()
         return Job(
             table=self._samples,
-            backbone=self._backbone.config,
+            backbone=self._published(),
             pixels=self._backbone.pixels,
             decoder=_decoder(self._decode, self._backbone),
             decoding=_recorded(self._decode),
@@ -117,6 +119,12 @@ class Extraction:
             ahead_bytes=self.config.ahead_bytes // pool.streams,
             pool=pool,
         )
+
+    def _published(self) -> BackboneConfig:
+        """The backbone as workers on any machine can have it: from the table, whatever the driver loaded it from."""
+        artifact = publish_backbone(self.table.artifacts, self._backbone)
+        where = str(self.table.artifacts.path(artifact.kind, artifact.digest))
+        return BackboneConfig(weights=where, compile=self._backbone.config.compile)
 
 
 def extract(
@@ -140,11 +148,13 @@ def extract(
 
 def _recorded(decode: DecodeConfig | Decoder) -> dict[str, object]:
     """Settings of decoding that embeddings depend on."""
-    return {}
+    return {"reduce_jpeg": decode.reduce_jpeg} if isinstance(decode, DecodeConfig) else {}
 
 
 def _decoder(decode: DecodeConfig | Decoder, backbone: Backbone) -> Decoder:
-    return partial(decode_image, config=decode) if isinstance(decode, DecodeConfig) else decode
+    if not isinstance(decode, DecodeConfig):
+        return decode
+    return partial(decode_image, config=decode, short_side=backbone.pixels.short_side)
 
 
 def commit_groups(results: Iterable[ShardResult], config: ExtractConfig) -> Iterator[list[ShardResult]]:

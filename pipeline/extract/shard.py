@@ -38,7 +38,7 @@ class Job:
     """What every worker is told."""
 
     table: SamplesTable
-    backbone: BackboneConfig
+    backbone: BackboneConfig  # which names an artifact of the table: workers need no other weights
     pixels: Preprocessing
     decoder: Decoder
     decoding: Mapping[str, object]  # settings of the decoder that the table records
@@ -106,14 +106,13 @@ def table_properties(backbone: Backbone, decoding: Mapping[str, object] | None =
 
     Weights from a path are not named by it: the same file may lie elsewhere tomorrow, and the digest tells files apart.
     """
-    published = backbone.config.weights in ("default", "hub", "random")
-    weights = {"weights": backbone.weights if published else "a local file"}
+    about = backbone.about
     return TableProperties(
-        dimension=backbone.dim,
-        backbone=backbone.name,
-        backbone_digest=backbone.digest,
-        l2_normalised=backbone.config.l2_normalise,
-        preprocessing={**backbone.preprocessing, **weights, **(decoding or {})},
+        dimension=about.dimension,
+        backbone=about.name,
+        backbone_digest=about.digest,
+        l2_normalised=about.l2_normalise,
+        preprocessing={**backbone.preprocessing, "weights": about.weights, **(decoding or {})},
     )
 
 

@@ -13,8 +13,8 @@ import ray.data
 from pydantic import TypeAdapter
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from models.backbones import load_backbone
 from models.errors import ShoalError
+from pipeline.extract.backbone import open_backbone
 from pipeline.extract.ledger import Attempt, Ledger, Standing
 from pipeline.extract.meter import Meter
 from pipeline.extract.pool import Node
@@ -95,7 +95,7 @@ class _Advance:
 
 
 def _worker(job: Job, ledger: Any) -> ShardWorker:
-    backbone = load_backbone(job.backbone, "cuda" if job.pool.gpus else "cpu")
+    backbone = open_backbone(job.backbone, "cuda" if job.pool.gpus else "cpu")
     job.require(backbone)
     return ShardWorker(job, backbone, RemoteSource(job, ledger) if job.pool.split else job.local_source())
 

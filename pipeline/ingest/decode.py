@@ -132,6 +132,8 @@ def _decode_reduced(image: bytes, header: JpegHeader, factor: int) -> Tensor | N
         return None
     try:
         with JpegImageFile(io.BytesIO(image)) as picture:
+            if picture.size != (header.width, header.height):  # of a second frame header, which was not checked
+                return None
             picture.draft(None, (header.width // factor, header.height // factor))
             picture.load()
             reduced_3HW = _tensor(picture)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
+from pyarrow.fs import FileType
 
 from pipeline.tables.log import Layout, Transactions, Version, WrittenFile
 from pipeline.tables.schema import TableError
@@ -46,6 +47,10 @@ class Change:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
+class _NoTableError(TableError):
+    """There is no Delta table."""
+
+
 class Delta:
     """One Delta table. Picklable: a copy in a worker opens its own handle when it first needs the log."""
 
@@ -60,10 +65,16 @@ class Delta:
 
     def exists(self) -> bool:
         """Whether there is a Delta table at `path`. Raises TableError if the storage does not say."""
+        filesystem, root = open_filesystem(self.path)
         try:
-            return bool(DeltaTable.is_deltatable(delta_path(self.path), delta_options(self.path)))
-        except (DeltaError, OSError) as error:
+            if filesystem.get_file_info(f"{root}/_delta_log").type == FileType.NotFound:
+                return False
+            self._handle_at(None)  # deltalake's `is_deltatable` keeps all other threads waiting for the storage
+        except _NoTableError:
+            return False
+        except OSError as error:
             raise TableError(f"{self.path} cannot be read ({one_line(error)}); check the address.") from error
+        return True
 
     def create(self, properties: Mapping[str, str] | None = None) -> None:
         """Make the table with `properties`; one that exists is left as it is, also if another process is faster."""
@@ -265,7 +276,7 @@ class Delta:
             else:
                 self._handle.update_incremental()
         except TableNotFoundError as error:
-            raise TableError(
+            raise _NoTableError(
                 f"There is no Delta table at {self.path}; check the path, or run the step that makes it."
             ) from error
         except (DeltaError, OSError) as error:

@@ -36,7 +36,7 @@ def open_filesystem(url_or_path: str | Path) -> tuple[pafs.FileSystem, str]:
     """The filesystem that holds `url_or_path`, and its path there; nothing is opened yet.
 
     Local paths and `file://` become absolute local paths. `s3://`, `gs://` and `az://` take endpoint, region and
-    credentials from the environment (README, "Storage"), repeat requests that fail, and share one filesystem per
+    credentials from the environment (README, "Object stores"), repeat requests that fail, and share one filesystem per
     process and store. `http(s)://` goes through fsspec and is read-only.
     Raises TableError for a scheme that nothing here reads, and for a URL with credentials in it.
     """

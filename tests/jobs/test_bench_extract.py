@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import subprocess
 import sys
-import tarfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.bench import extract, extract_dataloader, images, speeds
+from jobs.bench import extract, extract_dataloader, extract_kills, extract_memory, images, speeds
 from jobs.bench.extract_kills import Sample, not_once, samples_of
 from jobs.bench.images import LABELS_FILE, PIXELS_FILE, Size, fashion, folder_for, linked, photos
-from jobs.bench.killer import DRIVER, Killer, Pace, count_commits, in_commit
+from jobs.bench.killer import DRIVER, Killer, Pace, commit_seconds, count_commits, in_commit
 from jobs.bench.peers import bare, dataloader
 from jobs.bench.processes import family
 from jobs.bench.registry import BENCHMARKS
@@ -125,17 +126,37 @@ def test_both_other_sides_do_the_same_work(kind: str, three_images: Path) -> Non
     torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)
 
 
-def test_sides_are_processes_that_count_their_images(three_images: Path) -> None:
-    shards = fashion(three_images, Size(shards=3, images=5))
-    for speed in (speeds.bare(shards, PIXELS, 2), speeds.dataloader(shards, PIXELS, 1, 1)):
-        assert speed.images == 15
-        assert 0 < speed.images / speed.images_per_second < speed.wall_seconds
-        assert 0 < speed.startup_seconds < speed.wall_seconds
+def test_bare_processes_share_out_the_images_and_are_timed_together(three_images: Path) -> None:
+    speed = speeds.bare(fashion(three_images, Size(shards=3, images=5)), PIXELS, 2)
+    assert speed.images == 15
+    assert 0 < speed.images / speed.images_per_second < speed.wall_seconds
+    assert 0 < speed.startup_seconds < speed.wall_seconds
 
 
-def test_a_side_that_fails_is_said_to_have_failed(tmp_path: Path) -> None:
-    with pytest.raises(ShoalError, match="ended with 1 instead of 0"):
-        speeds.bare([str(tmp_path / "missing.tar")], PIXELS, 1)
+def test_the_script_says_what_it_did(three_images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = fashion(three_images, Size(shards=2, images=5))
+    dataloader.main(PIXELS.model_dump_json(), "4", "1", "1", *shards)
+    line = json.loads(capsys.readouterr().out)
+    assert line["images"] == 10
+    assert line["ready"] < line["ended"]
+
+
+def test_a_process_that_fails_is_said_to_have_failed() -> None:
+    with pytest.raises(ShoalError, match="ended with 3 instead of 0"):
+        speeds.outputs([[sys.executable, "-c", ""], [sys.executable, "-c", "raise SystemExit(3)"]])
+
+
+def test_settings_become_those_of_the_command() -> None:
+    command = speeds.extract_command(["a.tar"], "table", RESNET18, "extract.commit_shards=2")
+    assert command[1:6] == ["-m", "jobs", "extract", "a.tar", "--output"]
+    assert [value for option, value in pairwise(command) if option == "--set"] == [
+        "backbone.name=torchvision/resnet18",
+        "backbone.weights=random",
+        "backbone.size=64",
+        "ray.address=local",
+        "extract.batch_size=64",
+        "extract.commit_shards=2",
+    ]
 
 
 def speed(rate: float, count: int = 10) -> Speed:
@@ -192,6 +213,14 @@ def test_bars_of_the_script_by_hand(three_images: Path, monkeypatch: pytest.Monk
         ("bf16, times the script's rate in fp32, pixels", 1.28, False),
     ]
     assert {row["side"] for row in result.figures.tables["runs"]} == {"shoal", "script", "shoal, bf16"}
+
+
+def test_bars_of_memory_by_hand(three_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two shards, then eight; the driver takes 300 MB and 330 MB, the largest worker 400 MB and 500 MB."""
+    peaks = {2: extract_memory.Peak(300, 400), 8: extract_memory.Peak(330, 500)}
+    monkeypatch.setattr(extract_memory, "_extract", lambda shards, _: peaks[len(set(shards))])
+    result = extract_memory.run(three_images, silent, size=Size(2, 1))
+    assert [(bar.value, bar.holds) for bar in result.bars] == [(1.1, True), (1.25, False)]
 
 
 def test_what_is_tried_on_two_cores_and_on_eight() -> None:
@@ -255,7 +284,7 @@ for folder in (log, shards):
     folder.mkdir(parents=True, exist_ok=True)
 worker = [sys.executable, "-c", "input()"]
 subprocess.Popen(["ray::Fake(x)", *worker[1:]], executable=worker[0], stdin=subprocess.PIPE)  # ends with its parent
-for number in range(len(list(log.iterdir())), int(sys.argv[2])):
+for number in range(len(list(log.iterdir())), int(sys.argv[2]) + 1):
     time.sleep(0.02)
     (shards / f"{number}.parquet").touch()
     time.sleep(0.02)
@@ -284,7 +313,7 @@ def test_a_command_is_killed_as_often_as_planned_and_can_go_on(tmp_path: Path) -
 
 
 def test_work_that_is_done_is_not_begun_again_and_again(tmp_path: Path) -> None:
-    killer = Killer(resumable(tmp_path, 1), tmp_path, Pace(60, 60), kills=6)
+    killer = Killer(resumable(tmp_path, 1), tmp_path, Pace(60, 60, 1), kills=6)
     killer.run(silent)
     assert killer.kills == []
     assert killer.starts == 1
@@ -292,18 +321,35 @@ def test_work_that_is_done_is_not_begun_again_and_again(tmp_path: Path) -> None:
 
 def test_a_command_that_fails_before_it_is_killed_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ShoalError, match="ended with 3 instead of 0"):
-        Killer([sys.executable, "-c", "raise SystemExit(3)"], tmp_path, Pace(60, 60), kills=6).run(silent)
+        Killer([sys.executable, "-c", "raise SystemExit(3)"], tmp_path, Pace(60, 60, 1), kills=6).run(silent)
+
+
+def write_at(path: Path, seconds: float) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    os.utime(path, ns=(round(seconds * 1e9),) * 2)
 
 
 def test_a_commit_is_open_between_the_shards_and_the_samples(tmp_path: Path) -> None:
     assert not in_commit(tmp_path, 0)
-    for age, name in enumerate(("samples/_delta_log/0.json", "shards/a.parquet", "samples/_delta_log/1.json"), start=1):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        os.utime(path, ns=(age, age))
+    for age, name in enumerate(("samples/_delta_log/2.json", "shards/a.parquet", "samples/_delta_log/1.json"), start=1):
+        write_at(tmp_path / name, age * 1e-9)
         assert in_commit(tmp_path, 0) == (name == "shards/a.parquet")
         assert not in_commit(tmp_path, 2)  # begun before that
+
+
+def test_a_commit_takes_from_its_row_of_the_shards_to_the_log_of_the_samples(tmp_path: Path) -> None:
+    """Two commits of 2 and of 4 seconds."""
+    for second, name in ((10, "shards/a.parquet"), (12, "samples/_delta_log/1.json"), (20, "shards/b.parquet")):
+        write_at(tmp_path / name, second)
+    write_at(tmp_path / "samples/_delta_log/2.json", 24)
+    assert commit_seconds(tmp_path) == 3.0
+
+
+@pytest.mark.slow
+def test_an_extraction_that_was_killed_has_the_rows_of_one_that_was_not(three_images: Path) -> None:
+    result = extract_kills.run(three_images, silent, size=Size(40, 96), kills=6)
+    assert {bar.name: bar.holds for bar in result.bars} == dict.fromkeys((bar.name for bar in result.bars), True)
 
 
 def test_benchmarks_of_extraction_are_listed() -> None:

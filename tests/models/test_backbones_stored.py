@@ -110,7 +110,7 @@ def test_half_precision_tensors_survive(original: Backbone) -> None:
 
 
 def test_another_name_is_refused(original: Backbone) -> None:
-    with pytest.raises(ShoalError, match="is a timm/test_resnet, but backbone.name says pixels"):
+    with pytest.raises(ShoalError, match=r"is a timm/test_resnet, but backbone\.name says pixels"):
         load_stored(original.manifest, original.tensors(), config=BackboneConfig(name="pixels"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,34 @@ def test_files_of_before_2018_lack_a_counter_that_nothing_reads(resnet: State, t
     torch.save({key: value for key, value in resnet.items() if "num_batches" not in key}, path)
     backbone = load_backbone(BackboneConfig(name="torchvision/resnet18", weights=str(path), size=32))
     assert torch.equal(backbone.net.state_dict()["bn1.weight"], resnet["bn1.weight"])
+
+
+def test_torchvisions_densenet_file_has_older_names(tmp_path: Path) -> None:
+    """densenet121-a639ec97.pth: norm.1 for norm1, and no counters."""
+    state = torchvision.models.densenet121().state_dict()
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key): value
+        for key, value in state.items()
+        if "num_batches" not in key
+    }
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save(old, tmp_path / "densenet121.pth")
+    settings = BackboneConfig(name="torchvision/densenet121", weights=str(tmp_path / "densenet121.pth"), size=32)
+    loaded = load_backbone(settings).net.state_dict()
+    key = "features.denseblock1.denselayer1.conv2.weight"
+    assert torch.equal(loaded[key], state[key])
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("mobilenet_v2", "features.1.conv.1.weight"), ("mnasnet0_5", "layers.1.bias")]
+)
+def test_odd_files_of_torchvision_load(name: str, key: str, tmp_path: Path) -> None:
+    """MobileNet's layers are really called conv.1 and conv.2; MNASNet wants to know a version when it loads tensors."""
+    state = torchvision.models.get_model(name, weights=None).state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    settings = BackboneConfig(name=f"torchvision/{name}", weights=str(tmp_path / "weights.pth"), size=32)
+    backbone = load_backbone(settings)
+    assert backbone.dim == 1280 and torch.equal(backbone.net.state_dict()[key], state[key])
 
 
 def test_a_file_that_holds_itself_ends() -> None:

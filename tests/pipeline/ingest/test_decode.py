@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 from pipeline.ingest.decode import DecodeConfig, Undecodable, decode
@@ -144,6 +145,8 @@ def test_exif_orientation_is_applied_once(picture: Image.Image, encode: Encode, 
     decoded = decode(image)
     assert decoded.shape == ((3, 13, 17) if orientation < 5 else (3, 17, 13))
     assert (decoded.int() - upright.int()).abs().max() <= (2 if format == "JPEG" else 0)
+    grey = encode(picture.convert("L"), format, exif=exif, **options)
+    assert torch.equal(decode(grey), pixels(ImageOps.exif_transpose(Image.open(io.BytesIO(grey)))))
 
 
 def test_damaged_exif_costs_no_sound_image(picture: Image.Image, encode: Encode) -> None:
@@ -377,6 +380,19 @@ def test_the_limit_counts_pixels(picture: Image.Image, encode: Encode) -> None:
         image = encode(picture, format)
         assert decode(image, DecodeConfig(max_pixels=13 * 17)).shape == (3, 13, 17)
         assert reason(image, max_pixels=13 * 17 - 1) == Reason.image_too_large
+
+
+def test_no_second_frame_header_forges_a_size(
+    picture: Image.Image, encode: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow believes the last one."""
+    jpeg = encode(picture, "JPEG")
+    at = jpeg.index(b"\xff\xc0")
+    second = jpeg[at : at + 5] + struct.pack(">HH", 60_000, 60_000) + jpeg[at + 9 : at + 19]
+    forged = jpeg[:at] + jpeg[at : at + 19] + second + jpeg[at + 19 :]
+    assert JpegImageFile(io.BytesIO(forged)).size == (60_000, 60_000)
+    monkeypatch.setattr(JpegImageFile, "draft", lambda *_: pytest.fail("Pillow goes on with the forged size"))
+    assert reason(forged, short_side=2) == reason(forged) == Reason.corrupt_image
 
 
 def test_a_jpeg_without_a_frame_header() -> None:

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.tables.collection import Collection
+from pipeline.tables.log import Version
 from pipeline.tables.samples import SampleFile, SamplesTable, TableProperties, embedding_array, embedding_matrix
 from pipeline.tables.schema import SAMPLES, Reason, TableError
 
@@ -361,3 +362,23 @@ def test_a_pickled_table_forgets_what_it_remembered(samples: SamplesTable, rows:
     sent = pickle.dumps(samples)
     assert b"shard 1" not in sent
     assert len(pickle.loads(sent).done_shards()) == 30  # noqa: S301 - our own
+
+
+def test_a_writer_lists_a_table_once_however_much_it_and_others_commit(
+    samples: SamplesTable, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed: list[int] = []
+    listing = Version.listing
+
+    def noted(version: Version) -> pa.Table:
+        listed.append(version.number)
+        return listing(version)
+
+    monkeypatch.setattr(Version, "listing", noted)
+    rival = SamplesTable.open(samples.path)
+    for number in range(5):
+        samples.commit([samples.write(rows(f"mine {number}", range(2)))], ("mine", number))
+        rival.commit([rival.write(rows(f"theirs {number}", range(2)))], ("theirs", number))
+    assert listed == [0, 1]  # each of them when it first committed
+    assert len(samples.done_shards()) == len(rival.done_shards()) == 10
+    assert listed == [0, 1]

@@ -1,4 +1,4 @@
-"""A cluster of three machines on one, in a process of its own, and a machine that goes away in mid-run."""
+"""Clusters of several machines on one, in a process of their own, which lose or gain a machine in mid-run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from pipeline.tables.collection import Collection
 
 SHARDS, IMAGES = 12, 40
 PROGRAM = """
-import json, os, sys, threading, time
+import glob, json, os, sys, threading, time
 os.environ["RAY_AUTH_MODE"] = "disabled"
+import ray
 from ray.cluster_utils import Cluster
 from jobs.context import RayConfig, local_ray
 from models.backbones import BackboneConfig
@@ -26,27 +27,38 @@ from pipeline.extract.extract import extract
 from pipeline.ingest.decode import decode
 from pipeline.tables.collection import Collection
 
-table, layout, *shards = sys.argv[1:]
+table, layout, nodes, *shards = sys.argv[1:]
 memory = 200_000_000
 head = {"num_cpus": 1, "object_store_memory": memory, "include_dashboard": False}
 cluster = Cluster(initialize_head=True, head_node_args=head)
-nodes = [cluster.add_node(num_cpus=2, object_store_memory=memory) for _ in range(2)]
-removed_at = []
+add = lambda: cluster.add_node(num_cpus=2, object_store_memory=memory)
+others = [add() for _ in range(2)] if nodes == "removed" else []
+changed_at, used = [], set()
 
-def slow(image):  # so that the run is still going when the machine goes
+def slow(image):  # so that the run is still going when machines come and go
     time.sleep(0.05)
+    open(table + ".node." + ray.get_runtime_context().get_node_id(), "w").close()
+    deadline = time.time() + 200
+    while os.path.exists(table + ".adding") and len(glob.glob(table + ".node.*")) < 2 and time.time() < deadline:
+        time.sleep(0.1)
     return decode(image)
 
 def listen(step, done, total):
-    if done >= 2 and not removed_at:
-        removed_at.append(done)
-        threading.Thread(target=cluster.remove_node, args=(nodes[1],), kwargs={"allow_graceful": False}).start()
+    main = threading.current_thread() is threading.main_thread()  # Ray sets signal handlers when it starts a machine
+    if done < 2 or changed_at or not main:
+        return
+    changed_at.append(done)
+    if nodes == "added":
+        open(table + ".adding", "w").close()
+        add()
+    else:
+        cluster.remove_node(others[1], allow_graceful=False)
 
 with local_ray(RayConfig(address=cluster.address)):
     settings = {"layout": layout, "commit_shards": 1, "batch_size": 8, "actors": 3 if layout == "fused" else 1}
-    config = ExtractConfig(**settings)
+    config = ExtractConfig(**settings, autoscale=nodes == "added")
     summary = extract(shards, Collection.create(table), BackboneConfig(name="pixels", size=8), config, slow, listen)
-print(json.dumps({"images": summary.images, "failed": summary.shards_failed, "removed_at": removed_at}))
+print(json.dumps({"images": summary.images, "failed": summary.shards_failed, "changed_at": changed_at}))
 cluster.shutdown()
 """
 
@@ -62,18 +74,29 @@ def shard(path: Path, number: int) -> str:
     return str(path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", ["fused", "split"])
-def test_every_image_is_one_row_although_a_machine_was_lost(layout: str, tmp_path: Path) -> None:
+def run(tmp_path: Path, layout: str, nodes: str) -> int:
+    """Extract on a cluster that changes in mid-run; returns the number of machines that decoded an image."""
     shards = [shard(tmp_path / f"{s:02}.tar", s) for s in range(SHARDS)]
     table = tmp_path / "table"
-    program = [sys.executable, "-c", PROGRAM, str(table), layout, *shards]
+    program = [sys.executable, "-c", PROGRAM, str(table), layout, nodes, *shards]
     done = subprocess.run(program, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     said = json.loads(done.stdout.strip().splitlines()[-1])
     assert said["failed"] == {}
-    assert 2 <= said["removed_at"][0] < SHARDS  # the machine went while there was work left
+    assert 2 <= said["changed_at"][0] < SHARDS  # while there was work left
     samples = Collection.open(table).samples
     keys = [key for file in samples.files() for key in samples.read(file)["key"].to_pylist()]
     assert sorted(keys) == [f"{s:02}-{i:03}" for s in range(SHARDS) for i in range(IMAGES)]
     assert samples.count("rejected") == 0
+    return len(list(tmp_path.glob("table.node.*")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["fused", "split"])
+def test_every_image_is_one_row_although_a_machine_was_lost(layout: str, tmp_path: Path) -> None:
+    assert run(tmp_path, layout, "removed") >= 2
+
+
+@pytest.mark.slow
+def test_a_machine_that_comes_later_gets_work(tmp_path: Path) -> None:
+    assert run(tmp_path, "fused", "added") == 2

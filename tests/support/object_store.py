@@ -17,7 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-REFUSED, DROPPED, UNANSWERED = "refused", "dropped", "unanswered"  # unanswered: done, but the client never hears of it
+REFUSED, DROPPED = "refused", "dropped"  # what clients repeat: 503, and no answer
+UNANSWERED = "unanswered"  # done, but the client never hears of it
+FORBIDDEN = "forbidden"  # 403, which nobody repeats
+_ANSWERS = {
+    REFUSED: (503, b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"),
+    FORBIDDEN: (403, b"<Error><Code>AccessDenied</Code><Message>the-secret-of-tests may not.</Message></Error>"),
+}
 
 _HOP = ("connection", "expect", "transfer-encoding")  # headers that end at a proxy
 
@@ -150,10 +156,9 @@ class _Forwarding(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         line, body = f"{self.command} {self.path}", self._body()
         fault = self.store.take_fault(line)
-        if fault == REFUSED:
-            self._answer(
-                503, {}, b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-            )
+        if fault in _ANSWERS:
+            status, text = _ANSWERS[fault]
+            self._answer(status, {}, text)
             return
         if fault != DROPPED:
             self.store.meet(line)
