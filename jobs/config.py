@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from jobs.context import RayConfig
 from jobs.overrides import explain, merge, parse_sets, read_yaml
 from jobs.report.data import ReportConfig
-from models.backbones import BackboneConfig
+from models.backbone_config import BackboneConfig
 from models.config import Config
 from models.errors import ShoalError
 from pipeline.cluster.config import ClusterConfig

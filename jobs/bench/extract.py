@@ -2,8 +2,8 @@
 
 Two sets of images, each with two backbones in fp32. Bars: at least .95 of the bare rate on each; start-up, from Ray
 being up to the first image embedded, at most 8 s. Sides take turns, and of each the best round counts, since other work
-on the machine only ever slows a side. Shards hold ten full batches, so that filling up the last batch of a shard, which
-shoal does, costs it nothing. Needs 2 free cores, and takes 15 minutes on them.
+on the machine only ever slows a side. Shards hold 48 full batches, so that filling up the last batch of a shard, which
+shoal does, costs it nothing. Needs 2 free cores, and takes 10 minutes on them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from jobs.bench.bars import Bar, Result, judged
 from jobs.bench.images import SETS, Size, folder_for
 from jobs.bench.speeds import BATCH, bare, best, shoal, table, take_turns
 from jobs.figures import Row
-from models.backbones import BackboneConfig
+from models.backbone_config import BackboneConfig
 from pipeline.progress import Progress
 
 BACKBONES = (
     BackboneConfig(name="pypi/efficientnet_lite0"),
     BackboneConfig(name="torchvision/resnet18", weights="random"),
 )
-SIZE = Size(shards=4, images=10 * BATCH)  # 35 to 50 s for a side
+SIZE = Size(shards=4, images=48 * BATCH)  # 20 to 30 s for a side
 
 
 def run(

@@ -1,9 +1,9 @@
 """Benchmarks `extract-dataloader`, `-fashion`: `shoal extract` against a script of torch and webdataset.
 
-The script is tuned first: 0, 1 and 2 DataLoader workers, each with several numbers of threads for the forward pass, on
-a few images; the fastest goes on. Bars, with each of two backbones: shoal is no slower in fp32, and in bf16 at least
+The script is tuned first: batches of 16 and 64, 0, 1 and 2 DataLoader workers, each with several numbers of threads for
+the forward pass, on a few images; the fastest goes on. Bars, with each of two backbones: shoal is no slower in fp32, and in bf16 at least
 1.3 times as fast as the script in fp32. Sides take turns, and of each the best round counts. The images are the JPEGs,
-or Fashion-MNIST. Needs 2 free cores, and takes 15 minutes on them.
+or Fashion-MNIST. Needs 2 free cores, and takes 20 minutes on them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from jobs.bench.extract import BACKBONES, SIZE
 from jobs.bench.images import SETS, Size, folder_for
 from jobs.bench.speeds import BATCH, Speed, best, dataloader, shoal, table, take_turns
 from jobs.figures import Row, Value
-from models.backbones import BackboneConfig
+from models.backbone_config import BackboneConfig
 from pipeline.progress import Progress
 
+BATCHES = (BATCH, 64)
 WORKERS = (0, 1, 2)
-TRIAL = Size(shards=2, images=4 * BATCH)  # a shard for each of two workers
+TRIAL = Size(shards=2, images=16 * BATCH)  # a shard for each of two workers
 
 
 def run(
@@ -58,13 +59,20 @@ def run(
     return judged("extract-dataloader", bars, values, {"trials": trials, "runs": rows})
 
 
-def settings(cores: int) -> list[tuple[int, int]]:
-    """What is tried: workers, and threads (one, as many as the workers leave free, as many as there are cores)."""
-    return [(workers, threads) for workers in WORKERS for threads in sorted({1, max(1, cores - workers), cores})]
+def settings(cores: int) -> list[tuple[int, int, int]]:
+    """What is tried: batches, workers, and threads (one, as many as the workers leave free, as many as cores)."""
+    return [
+        (batch, workers, threads)
+        for batch in BATCHES
+        for workers in WORKERS
+        for threads in sorted({1, max(1, cores - workers), cores})
+    ]
 
 
 def _scripts(shards: Sequence[str], backbone: BackboneConfig) -> dict[str, Callable[[], Speed]]:
     return {
-        f"{workers} workers, {threads} threads": partial(dataloader, shards, backbone, workers, threads)
-        for workers, threads in settings(os.cpu_count() or 1)
+        f"batches of {batch}, {workers} workers, {threads} threads": partial(
+            dataloader, shards, backbone, batch, workers, threads
+        )
+        for batch, workers, threads in settings(os.cpu_count() or 1)
     }

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.figures import Row
-from models.backbones import BackboneConfig
+from models.backbone_config import BackboneConfig
 from models.errors import ShoalError
 from pipeline.progress import Progress
 
-BATCH = 64
+BATCH = 16  # what shoal takes on a CPU
 # A shell's limits on threads would hold for one side more than for the other.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -81,12 +81,12 @@ def shoal(shards: Sequence[str], backbone: BackboneConfig, *settings: str) -> Sp
 def bare(shards: Sequence[str], backbone: BackboneConfig, processes: int) -> Speed:
     """Bare processes of one thread, which share the shards out beforehand."""
     shares = [shards[first::processes] for first in range(processes)]
-    return _peers([_peer("bare", backbone, *share) for share in shares if share])
+    return _peers([_peer("bare", backbone, BATCH, *share) for share in shares if share])
 
 
-def dataloader(shards: Sequence[str], backbone: BackboneConfig, workers: int, threads: int) -> Speed:
-    """The DataLoader script with so many workers, and threads of its forward pass."""
-    return _peers([_peer("dataloader", backbone, str(workers), str(threads), *shards)])
+def dataloader(shards: Sequence[str], backbone: BackboneConfig, batch: int, workers: int, threads: int) -> Speed:
+    """The DataLoader script with such batches, so many workers, and threads of its forward pass."""
+    return _peers([_peer("dataloader", backbone, batch, str(workers), str(threads), *shards)])
 
 
 def extract_command(shards: Sequence[str], table: str, backbone: BackboneConfig, *settings: str) -> list[str]:
@@ -126,8 +126,8 @@ def finished(process: subprocess.Popen[str]) -> str:
     return printed
 
 
-def _peer(program: str, backbone: BackboneConfig, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", f"jobs.bench.peers.{program}", backbone.model_dump_json(), str(BATCH), *arguments]
+def _peer(program: str, backbone: BackboneConfig, batch: int, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", f"jobs.bench.peers.{program}", backbone.model_dump_json(), str(batch), *arguments]
 
 
 def _peers(commands: Sequence[Sequence[str]]) -> Speed:

@@ -31,7 +31,9 @@ class ExtractConfig(Config):
         "null: 0 without GPUs, half a GPU for a small backbone, else one",
     )
     autoscale: bool = Field(False, description="ask for `actors` that the cluster has no room for yet, and start early")
-    batch_size: int = Field(64, ge=1, description="images per forward pass")
+    batch_size: int | None = Field(
+        None, ge=1, description="images per forward pass; null: 16 on a CPU, whose cache they then fit, 256 on a GPU"
+    )
     decode_threads: int | None = Field(None, ge=1, description="per worker; null for a share of its CPUs")
     streams: int | None = Field(
         None, ge=1, description="shards that a worker has open at a time; null: 1 on a CPU, 2 on a GPU, more when split"

@@ -100,10 +100,6 @@ def _worker(job: Job, ledger: Any) -> ShardWorker:
     return ShardWorker(job, backbone, RemoteSource(job, ledger) if job.pool.split else job.local_source())
 
 
-def _nothing() -> None:
-    """Its module is imported to run it."""
-
-
 def cluster_nodes() -> list[Node]:
     """The machines that are up."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
@@ -119,13 +115,6 @@ class Run:
         # With the driver, which no run outlives anyhow: any other machine may be lost.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._ledger: Any = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here).remote()
-        self._warm()
-
-    def _warm(self) -> None:
-        """Have processes import what workers need (seconds) while the driver plans; Ray gives them to the workers."""
-        warm: Any = ray.remote(num_cpus=self._job.pool.cpus, scheduling_strategy="SPREAD")(_nothing)
-        for _ in range(self._job.pool.actors):
-            warm.remote()
 
     def results(self, shards: Sequence[str]) -> Generator[ShardResult]:
         """Results as they come. Closing the iterator stops the workers.

@@ -224,8 +224,10 @@ def test_bars_of_memory_by_hand(three_images: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_is_tried_on_two_cores_and_on_eight() -> None:
-    assert extract_dataloader.settings(2) == [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2)]
-    assert extract_dataloader.settings(8) == [(0, 1), (0, 8), (1, 1), (1, 7), (1, 8), (2, 1), (2, 6), (2, 8)]
+    with_two = [(0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2)]
+    assert extract_dataloader.settings(2) == [(batch, *rest) for batch in (16, 64) for rest in with_two]
+    with_eight = [(0, 1), (0, 8), (1, 1), (1, 7), (1, 8), (2, 1), (2, 6), (2, 8)]
+    assert extract_dataloader.settings(8) == [(batch, *rest) for batch in (16, 64) for rest in with_eight]
 
 
 def test_a_family_is_a_process_and_all_below_it() -> None:

@@ -23,8 +23,8 @@ from pipeline.ingest.names import is_image
 
 def embeddings(backbone: Backbone, shards: Sequence[str], batch: int) -> Iterator[Tensor]:
     """Embeddings (B, D) of all images in the order of the shards, `batch` or fewer at a time."""
-    images = _images(shards)
-    while group := [backbone.prepare(decode(image)) for image in islice(images, batch)]:
+    images, short_side = _images(shards), backbone.pixels.short_side
+    while group := [backbone.prepare(decode(image, short_side=short_side)) for image in islice(images, batch)]:
         yield backbone.embed(torch.stack(group))
 
 
