@@ -8,6 +8,7 @@ import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from pydantic import Field
@@ -38,10 +39,11 @@ class RayConfig(Config):
 
 
 @contextmanager
-def local_ray(config: RayConfig, *, needed: bool = True) -> Iterator[None]:
+def local_ray(config: RayConfig, *, needed: bool = True, preload: str | None = None) -> Iterator[None]:
     """A Ray session for the commands inside; what it started it stops, and a session already open is left alone.
 
-    Nothing where none is `needed`. Takes 4-7 s to start. Raises ShoalError when the cluster of `address` does not
+    Nothing where none is `needed`. The module `preload` is imported first: once Ray is up, the machine has its workers
+    to start. Takes 4-7 s to start. Raises ShoalError when the cluster of `address` does not
     answer.
     """
     if not needed:
@@ -50,6 +52,9 @@ def local_ray(config: RayConfig, *, needed: bool = True) -> Iterator[None]:
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     _prepare_environment(own=address == "local")
     import ray  # noqa: PLC0415  only now: its C++ part reads the environment when it loads
+
+    if preload is not None:
+        import_module(preload)
 
     if ray.is_initialized():
         yield

@@ -52,7 +52,7 @@ class Extract:
         settings = self.config
         extraction = Extraction(shards, collection, settings.backbone, settings.extract, settings.decode, on_progress)
         _say_compressed(extraction.todo.shards)
-        with local_ray(self.config.ray, needed=bool(extraction.todo.shards)):
+        with local_ray(self.config.ray, needed=bool(extraction.todo.shards), preload="pipeline.extract.workers"):
             summary = extraction.run()
         return self._figures(collection, summary)
 

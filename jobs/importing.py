@@ -12,9 +12,8 @@ from jobs.rejects import reject_tables, reject_values, shortfall
 from jobs.steps import Step
 from pipeline.progress import Progress
 from pipeline.tables.collection import Collection
-from pipeline.tables.imports import import_files
-from pipeline.tables.schema import OK, REJECTED, TableError
-from pipeline.tables.storage import is_url
+from pipeline.tables.imports import import_files, local_source
+from pipeline.tables.schema import OK, REJECTED
 
 
 @dataclass(frozen=True)
@@ -26,10 +25,9 @@ class Import:
     config: RunConfig
 
     def plan(self) -> list[Step]:
-        """Looks whether the files are there."""
+        """Raises TableError for a URL, and for a file that is not there."""
         for file in self.files:
-            if not is_url(file) and not Path(file).expanduser().exists():
-                raise TableError(f"There is nothing at {file} to import; check the path.")
+            local_source(file)
         return [Step("import", f"{file} into {self.table}") for file in self.files]
 
     def run(self, on_progress: Progress) -> Figures:

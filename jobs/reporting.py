@@ -14,7 +14,7 @@ from jobs.report.collect import collect
 from jobs.steps import Step
 from pipeline.progress import Progress
 from pipeline.tables.collection import RUN_FOLDER, Collection
-from pipeline.tables.place import Place, place, sizes
+from pipeline.tables.place import Place, place
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Report:
         table = Collection.open(self.table)
         name = choose(table, self.name, self.config)
         data = collect(table, name, self.config.report, self.config.evaluate, on_progress)
-        path = build(data, self._path(table), self.config.report)
+        path = self._path(table)
+        size = build(data, path, self.config.report)
         return Figures(
             "report",
             {
@@ -45,7 +46,7 @@ class Report:
                 "clusters": data.summary.clusters,
                 "images": data.summary.images,
                 "report": str(path),
-                "size_bytes": sizes(path.parent)[path.name],
+                "size_bytes": size,
                 "seconds": time.perf_counter() - began,
             },
         )

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from models.backbone_config import BackboneConfig, Precision
 from models.config import Config
-from models.errors import ShoalError
+from models.errors import ShoalError, first_line
 from models.folding import fold_batch_norms
 from models.preprocessing import Preprocessing
 
@@ -127,7 +127,7 @@ class Backbone:
             feature_BD: Tensor = self.forward(input_BCHW)
         except TorchDynamoException as error:
             raise ShoalError(
-                f"Backbone {self.name} cannot be compiled ({_first_line(error)}); torch.compile needs a C++ compiler "
+                f"Backbone {self.name} cannot be compiled ({first_line(error)}); torch.compile needs a C++ compiler "
                 "(g++, or CXX) on every node: install one, or set backbone.compile=false."
             ) from error
         return feature_BD
@@ -201,7 +201,7 @@ def about_size(name: str, size: int | None) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, AssertionError, ValueError) as error:
-        why = _first_line(error)
+        why = first_line(error)
         if size is None:
             raise ShoalError(f"Backbone {name} cannot be built ({why}); choose another backbone.") from error
         raise ShoalError(
@@ -221,7 +221,3 @@ def _digest(settings: Mapping[str, Any], net: nn.Module) -> str:
 def _in_numpy(tensor: Tensor) -> np.ndarray:
     wide = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
     return wide.contiguous().numpy()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

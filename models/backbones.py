@@ -16,7 +16,7 @@ from models.backbone_config import DEFAULT_NAME, BackboneConfig
 from models.errors import ShoalError
 from models.networks import Library, Network, backbone_names, find_library
 from models.preprocessing import Preprocessing
-from models.weights import HubUnavailableError, read_checkpoint
+from models.weights import HubUnavailableError, Undrawn, read_checkpoint
 
 __all__ = [
     "Backbone",
@@ -70,7 +70,8 @@ def load_stored(
         }
     )
     library, name = find_library(stored.name)
-    network = _build(library, name, wanted, pixels.size)
+    with Undrawn():
+        network = _build(library, name, wanted, pixels.size)
     state = {key: torch.from_numpy(value) for key, value in tensors.items()}
     library.load(name, network, state, f"the backbone artifact {stored.digest[:12]}")
     backbone = assemble(network.net, stored.weights, pixels, wanted, device)

@@ -46,12 +46,18 @@ LAYOUTS = (
         heads=("projection_head.", "prototypes."),
         preprocessing={**IMAGENET, "std": (0.228, 0.224, 0.225)},  # sic: multicropdataset.py and eval_linear.py
     ),
-    Layout("MoCo v3", ("base_encoder.", "predictor."), "base_encoder.", ("momentum_encoder.", "predictor.")),
+    Layout("MoCo v3", ("base_encoder.", "predictor."), "base_encoder.", ("momentum_encoder.", "predictor."), IMAGENET),
     Layout("MoCo v1 or v2", ("encoder_q.",), "encoder_q.", ("encoder_k.", "queue"), IMAGENET),
     Layout("SimSiam", ("encoder.", "predictor."), "encoder.", ("predictor.",), IMAGENET),
     Layout("Barlow Twins or VICReg", ("backbone.", "projector."), "backbone.", ("projector.", "bn."), IMAGENET),
     Layout("DINOv2 teacher", ("backbone.", "dino_head."), "backbone.", ("dino_head.", "ibot_head.")),
-    Layout("DINO", ("backbone.", "head.last_layer."), "backbone.", ("head.",)),
+    Layout(
+        "DINO",
+        ("backbone.", "head.last_layer."),
+        "backbone.",
+        ("head.",),
+        {**IMAGENET, "interpolation": "bicubic"},  # eval_linear.py: interpolation=3
+    ),
     Layout("DINOv2", ("mask_token", "blocks.0.ls1.gamma")),  # its mask_token is dropped by timm's own rules
 )
 
@@ -109,7 +115,10 @@ def _any_starts(state: Mapping[str, Tensor], mark: str) -> bool:
 
 
 def _refuse_twelve_heads(layout: Layout, state: Mapping[str, Tensor], source: str) -> None:
-    """MoCo v3's ViT-S has 12 attention heads; timm's has 6, takes the same tensors, and computes something else."""
+    """MoCo v3's ViT-S has 12 attention heads; timm's has 6, takes the same tensors, and computes something else.
+
+    Only its training checkpoint is known: what main_lincls.py saved has the plain names of a network, and loads.
+    """
     token = state.get("cls_token")
     if layout.title == "MoCo v3" and token is not None and token.shape[-1] == 384:
         raise ShoalError(

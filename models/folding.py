@@ -51,7 +51,7 @@ def _run(net: nn.Module, image_BCHW: Tensor) -> tuple[list[tuple[str, str]], Any
 
     def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         calls[module] += 1
-        if id(inputs[0]) in made:
+        if id(inputs[0]) in made and module.running_mean is not None:  # else it takes the batch's
             pairs.append((made[id(inputs[0])][0], module))
 
     modules = list(net.modules())

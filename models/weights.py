@@ -21,9 +21,11 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from models.checkpoints import Checkpoint, recognise
-from models.errors import ShoalError
+from models.errors import ShoalError, first_line
 
 PROBE_TIMEOUT_S = 5.0  # hub clients retry for a minute when the network is absent; one question first is enough
 SHOWN_KEYS = 3
@@ -36,6 +38,10 @@ _HARMLESS: list[Any] = [
     *{type(np.dtype(code)) for code in ("f8", "f4", "i8", "i4", "?")},
     *((np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # type: ignore[attr-defined]
 ]
+
+# What draws into a tensor that is there; erfinv_ makes truncated normals of uniform numbers. A mode sees these three
+# functions of torch.nn.init and not what they call; it sees what the others call.
+_DRAWS = {Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, init.normal_, init.uniform_, init.kaiming_uniform_}
 
 
 class HubUnavailableError(Exception):
@@ -58,10 +64,28 @@ def read_checkpoint(path: Path) -> Checkpoint:
             content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ShoalError(
-            f"Weights file {path} cannot be read as tensors only ({_first_line(error)}); where it is a checkpoint you "
+            f"Weights file {path} cannot be read as tensors only ({first_line(error)}); where it is a checkpoint you "
             "trust, save its model's state_dict alone, best as .safetensors, and give that file."
         ) from error
     return recognise(content, str(path))
+
+
+class Undrawn(TorchFunctionMode):
+    """Within it networks are built with zeros for random weights: for networks whose weights come from elsewhere.
+
+    Saves most of the time that building takes. All else that a network computes when it is built stays as it is, also
+    buffers that no file has. Holds for this thread.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Zeros from functions that draw into a tensor; other functions as they are."""
+        if func not in _DRAWS:
+            return func(*args, **(kwargs or {}))
+        tensor: Tensor = args[0] if args else (kwargs or {})["tensor"]
+        with torch.no_grad():
+            return tensor.zero_()
 
 
 def load_strictly(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -150,13 +174,9 @@ def _as_unavailable() -> Iterator[None]:
     except EntryNotFoundError:
         raise
     except Exception as error:  # clients raise OSError, httpx and hub errors, RuntimeError for a wrong checksum
-        raise HubUnavailableError(_first_line(error)) from error
+        raise HubUnavailableError(first_line(error)) from error
     finally:
         logger.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def _some(keys: list[str]) -> str:

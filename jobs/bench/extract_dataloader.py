@@ -1,9 +1,9 @@
 """Benchmarks `extract-dataloader`, `-fashion`: `shoal extract` against a script of torch and webdataset.
 
-The script is tuned first: batches of 16 and 64, 0, 1 and 2 DataLoader workers, each with several numbers of threads for
-the forward pass, on a few images; the fastest goes on. Bars, with each of two backbones: shoal is no slower in fp32, and in bf16 at least
-1.3 times as fast as the script in fp32. Sides take turns, and of each the best round counts. The images are the JPEGs,
-or Fashion-MNIST. Needs 2 free cores, and takes 20 minutes on them.
+The script is tuned first: batches of 16 and 64, 0, 1 and 2 DataLoader workers, each with several numbers of threads
+for the forward pass, on a few images; the fastest goes on. Bars, with each of two backbones: shoal is no slower in
+fp32, and in bf16 at least 1.3 times as fast as the script in fp32. Sides take turns, and of each the best round counts.
+The images are the JPEGs, or Fashion-MNIST. Needs 2 free cores, and takes 15 minutes on them.
 """
 
 from __future__ import annotations

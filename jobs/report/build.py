@@ -12,15 +12,16 @@ from jobs.report.wording import FILTERS
 from pipeline.tables.place import Place, write_whole
 
 
-def build(data: ReportData, path: Place, config: ReportConfig | None = None) -> Place:
-    """Write the report to `path` and return it; a reader sees the old file or the whole new one.
+def build(data: ReportData, path: Place, config: ReportConfig | None = None) -> int:
+    """Write the report to `path` and return its size in bytes; a reader sees the old file or the whole new one.
 
     Costs a decode per picture shown and about a second for the charts. Raises OSError when `path` cannot be written.
     """
     html = render(data, config or ReportConfig())
+    page = html.encode("utf-8", errors="backslashreplace")  # names in archives may be no UTF-8
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, html.encode("utf-8", errors="backslashreplace"))  # names in archives may be no UTF-8
-    return path
+    write_whole(path, page)
+    return len(page)
 
 
 def render(data: ReportData, config: ReportConfig) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from models.backbones import Backbone, BackboneConfig, load_backbone, load_stored
 from models.errors import ShoalError
@@ -11,16 +12,18 @@ from pipeline.tables.storage import is_url
 
 KIND = "backbone"
 KEYWORDS = ("default", "hub", "random")
+CHECKPOINTS = (".safetensors", ".pth", ".tar", ".pt", ".bin", ".ckpt")
 
 
 def open_backbone(config: BackboneConfig, device: str = "cpu") -> Backbone:
     """The backbone of `config`, whose `weights` may also name an artifact: its folder, a URL, or its artifact.json.
 
-    What `config` leaves open is then as the artifact says. Raises ShoalError as load_backbone and load_stored, and
-    TableError if the artifact is missing or was changed.
+    What `config` leaves open is then as the artifact says. Raises ShoalError as load_backbone and load_stored, and for
+    a checkpoint behind a URL; TableError if the artifact is missing or was changed.
     """
     if not _names_artifact(config.weights):
         return load_backbone(config, device)
+    _refuse_remote_checkpoint(config.weights)
     artifact = read_artifact(config.weights)
     if artifact.kind != KIND:
         raise ShoalError(
@@ -39,3 +42,13 @@ def _names_artifact(weights: str) -> bool:
     if weights in KEYWORDS:
         return False
     return is_url(weights) or Path(weights).name == MANIFEST or Path(weights).is_dir()
+
+
+def _refuse_remote_checkpoint(weights: str) -> None:
+    url = urlsplit(weights)
+    if is_url(weights) and url.path.lower().endswith(CHECKPOINTS):
+        name = Path(url.path).name  # the rest of a URL may hold a signature
+        raise ShoalError(
+            f"backbone.weights is a {url.scheme} URL of the file {name}, but a checkpoint must be a file on this "
+            "machine, and an artifact is given by its folder; copy the checkpoint here and give its path."
+        )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from uuid import uuid4
 
@@ -63,6 +63,7 @@ class Extraction:
         self._shards = table.shards
         self._on_progress = on_progress
         self.todo: Todo = plan_shards(shards, table, self.config.verify, on_progress)
+        self._stored = self._published() if self.todo.shards else backbone
 
     def run(self) -> ExtractSummary:
         """Embed what is to do. Needs a Ray session, unless nothing is.
@@ -82,11 +83,13 @@ class Extraction:
         light = sum(tensor.nbytes for tensor in self._backbone.net.state_dict().values()) <= LIGHT_BYTES
         pool = plan_pool(workers.cluster_nodes(), self.todo.total, self.config, light)
         require_precision(self._backbone.about.precision, "cuda" if pool.gpus else "cpu")
-        run = workers.Run(self._job(pool))
+        job = self._job(pool)
+        run = workers.Run(job)
         name = f"{STEP}-{uuid4().hex}"
         watch = Watch(run.standing, self._on_progress, STEP, self.todo)
         with watch, closing(run.results(self.todo.shards)) as results:
-            for number, group in enumerate(commit_groups(results, self.config)):
+            tail = len(self.todo.shards) - job.pool.actors * job.pool.streams
+            for number, group in enumerate(commit_groups(results, self.config, tail)):
                 tally.add(group)
                 tally.check(self.config.max_rejects)
                 self._commit(group, (name, number))
@@ -103,22 +106,27 @@ class Extraction:
             return
         files = [file for result in group for file in result.files]
         _check_visible(self._samples, files)
+        # Before the records, which would otherwise say of the winner's rows what this run read.
+        self._samples.refuse_done({record.shard for record in records})
         self._shards.upsert(pa.Table.from_pylist([asdict(record) for record in records], schema=SHARDS))
         self._samples.commit(files, transaction, {"step": STEP, "shards": str(len(records))})
 
     def _job(self, pool: Pool) -> Job:
+        pixels, batch = self._backbone.pixels, self.config.batch_size or (GPU_BATCH if pool.gpus else CPU_BATCH)
+        batch_bytes = batch * pixels.channels * pixels.size**2
+        streams = min(pool.streams, max(1, self.config.ahead_bytes // (2 * batch_bytes)))
         limits = self._decode if isinstance(self._decode, DecodeConfig) else DecodeConfig()
         return Job(
             table=self._samples,
-            backbone=self._published(),
-            pixels=self._backbone.pixels,
+            backbone=self._stored,
+            pixels=pixels,
             decoder=_decoder(self._decode, self._backbone),
             decoding=_recorded(self._decode),
             max_member_bytes=limits.max_image_bytes,
-            batch_size=self.config.batch_size or (GPU_BATCH if pool.gpus else CPU_BATCH),
-            rows_per_file=self.config.rows_per_file,
-            ahead_bytes=self.config.ahead_bytes // pool.streams,
-            pool=pool,
+            batch_size=batch,
+            rows_per_file=max(1, self.config.rows_per_file // streams),
+            ahead_bytes=self.config.ahead_bytes // streams,
+            pool=replace(pool, streams=streams),
         )
 
     def _published(self) -> BackboneConfig:
@@ -149,7 +157,7 @@ def extract(
 
 def _recorded(decode: DecodeConfig | Decoder) -> dict[str, object]:
     """Settings of decoding that embeddings depend on."""
-    return {"reduce_jpeg": decode.reduce_jpeg} if isinstance(decode, DecodeConfig) else {}
+    return {"reduce_jpeg": True} if isinstance(decode, DecodeConfig) and decode.reduce_jpeg else {}
 
 
 def _decoder(decode: DecodeConfig | Decoder, backbone: Backbone) -> Decoder:
@@ -158,24 +166,34 @@ def _decoder(decode: DecodeConfig | Decoder, backbone: Backbone) -> Decoder:
     return partial(decode_image, config=decode, short_side=backbone.pixels.short_side)
 
 
-def commit_groups(results: Iterable[ShardResult], config: ExtractConfig) -> Iterator[list[ShardResult]]:
-    """What to commit together: `commit_shards` results, or those of one interval if that is fewer.
+def commit_groups(
+    results: Iterable[ShardResult],
+    config: ExtractConfig,
+    tail: int,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[list[ShardResult]]:
+    """What to commit together: `commit_shards` results, or with a result the fewer ones that waited for an interval.
 
-    A commit into a table of a hundred thousand files takes a third of a second, so that groups grow with the table:
-    whoever takes them is busy with them for a tenth of the time at most. Raises ShoalError at a result that is fatal.
+    From the result number `tail` on, when all that is left is being read, nothing waits for a group to fill: a last
+    shard may take an hour. A commit into a table of a hundred thousand files takes a third of a second, so that groups
+    grow with the table: whoever takes them is busy with them for a tenth of the time at most.
+    Raises ShoalError at a result that is fatal, after what came before it.
     """
     group: list[ShardResult] = []
-    began, busy_s = time.monotonic(), 0.0
-    for result in results:
+    began, busy_s = clock(), 0.0
+    for number, result in enumerate(results, 1):
         if result.fatal is not None:
+            if group:
+                yield group
             raise ShoalError(result.fatal)
         group.append(result)
-        waited_s = time.monotonic() - began
+        waited_s = clock() - began
         patient = busy_s > _QUICK_S and waited_s < 9 * busy_s
-        if waited_s >= config.commit_interval_s or (len(group) >= config.commit_shards and not patient):
-            given = time.monotonic()
+        full = len(group) >= config.commit_shards or number > tail
+        if waited_s >= config.commit_interval_s or (full and not patient):
+            given = clock()
             yield group
-            group, began = [], time.monotonic()
+            group, began = [], clock()
             busy_s = began - given
     if group:
         yield group

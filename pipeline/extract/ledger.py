@@ -48,22 +48,24 @@ class _Case:
     strikes: Counter[int] = field(default_factory=Counter)
     standing: Standing = Standing()
 
-    def attempt(self) -> Attempt:
+    def attempt(self, patience: int) -> Attempt:
         convicted = frozenset(offset for offset, count in self.strikes.items() if count >= STRIKES)
         unexplained = self.deaths - STRIKES * len(convicted)
-        return Attempt(self.deaths, convicted, hopeless=unexplained > MAX_UNEXPLAINED)
+        return Attempt(self.deaths, convicted, hopeless=unexplained > patience)
 
 
 class Ledger:
     """Finds the images that kill their worker, from what workers said just before they died; adds up progress.
 
     The first attempt at a shard costs two calls. A shard that was begun and never ended killed its worker; later
-    attempts announce each image, so that a crash has a name. k killing images cost 1 + 2 k deaths. A worker lost for
+    attempts announce each image, so that a crash has a name. k killing images cost 1 + 2 k deaths, which count for every
+    shard that the worker had open (`streams` at most), though only one can be the suspect. A worker lost for
     another reason costs a careful attempt, and convicts an image only if that happens twice on the same one.
     Memory grows with the shards being read, not with those done.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, streams: int = 1) -> None:
+        self._patience = MAX_UNEXPLAINED * streams  # a worker's death is held against each shard that it had open
         self._open: dict[str, _Case] = {}
         self._ended = Standing()
 
@@ -78,11 +80,12 @@ class Ledger:
             if case.suspect is not None:
                 case.strikes[case.suspect] += 1
                 case.suspect = None
-        return case.attempt()
+        return case.attempt(self._patience)
 
     def enter(self, shard: str, offset: int | None) -> None:
         """Whom to suspect from here on: the image at `offset`, or none."""
-        self._open[shard].suspect = offset
+        if shard in self._open:  # or it is the last word of a task that was given up
+            self._open[shard].suspect = offset
 
     def advance(self, shard: str, standing: Standing) -> None:
         """How far an open shard is."""

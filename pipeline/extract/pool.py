@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from models.errors import ShoalError
 from pipeline.extract.config import ExtractConfig
 
+WORTH = 4  # CPUs of all machines for each of a machine without GPU, at most, for which `auto` splits
 MAX_STREAMS = 16  # per worker: each open shard is a thread there, and half a dozen of decoding tasks feed any GPU
 
 
@@ -48,9 +49,7 @@ def plan_pool(nodes: Sequence[Node], shards: int, config: ExtractConfig, light: 
     many as the one it resumes.
     """
     gpus = _gpus_per_actor(nodes, config.gpus_per_actor, light)
-    split = config.layout == "split" or (
-        config.layout == "auto" and gpus > 0 and any(node.cpus and not node.gpus for node in nodes)
-    )
+    split = config.layout == "split" or (config.layout == "auto" and gpus > 0 and _has_decoders(nodes))
     room = sum(node.room(1, gpus) for node in nodes)
     if room < (config.actors or 1) and not (config.autoscale and config.actors):
         raise ShoalError(
@@ -71,6 +70,12 @@ def _gpus_per_actor(nodes: Sequence[Node], wanted: float | None, light: bool) ->
     return 0.5 if light else 1
 
 
+def _has_decoders(nodes: Sequence[Node]) -> bool:
+    """Whether machines without GPUs, beside some with, have so many CPUs that pixels are worth a way over the network."""
+    others = sum(node.cpus for node in nodes if not node.gpus)
+    return any(node.gpus for node in nodes) and others * WORTH >= sum(node.cpus for node in nodes)
+
+
 def _fused(nodes: Sequence[Node], count: int, gpus: float, config: ExtractConfig, at_most: int) -> Pool:
     sizes = range(1, max((node.cpus for node in nodes), default=1) + 1)
     cpus = max((size for size in sizes if sum(node.room(size, gpus) for node in nodes) >= count), default=1)
@@ -82,12 +87,13 @@ def _fused(nodes: Sequence[Node], count: int, gpus: float, config: ExtractConfig
 
 def _split(nodes: Sequence[Node], count: int, gpus: float, config: ExtractConfig, at_most: int) -> Pool:
     """One CPU per worker, and all others to tasks that decode a shard each."""
-    others = sum(node.cpus for node in nodes) - count
-    if others < 1:
-        raise ShoalError(
-            f"The split layout needs a CPU beside those of its {count} actors but the cluster has "
-            f"{others + count}; set extract.actors lower, or extract.layout=fused."
-        )
     threads = config.decode_threads or 1
-    streams = config.streams or max(1, min(MAX_STREAMS, others // (count * threads)))
+    tasks = sum(node.cpus // threads for node in nodes) - count  # each worker may take a CPU where a task would fit
+    if tasks < 1 and not config.autoscale:
+        raise ShoalError(
+            f"The split layout needs {threads} CPUs of one machine beside those of its {count} actors, but the cluster "
+            f"has {sum(node.cpus for node in nodes)} in all; set extract.actors or extract.decode_threads lower, or "
+            "extract.layout=fused."
+        )
+    streams = config.streams or max(1, min(MAX_STREAMS, tasks // count))
     return Pool(count, 1, gpus, threads, 1, min(streams, at_most), split=True)

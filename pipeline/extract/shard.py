@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from models.backbones import Backbone, BackboneConfig
+from models.errors import ShoalError
 from models.preprocessing import Preprocessing
 from pipeline.extract.ledger import Attempt, Standing
 from pipeline.extract.pool import Pool
@@ -29,7 +30,7 @@ from pipeline.tables.samples import SamplesTable, TableProperties
 from pipeline.tables.schema import Reason
 
 EXAMPLES = 5  # rejects that a result shows, of many
-GPU_BATCHES = 2  # at a time on one device: one computes while another is copied
+GPU_BATCHES = 2  # at a time on one device, so that it computes while the host sees to the other
 STAGES = ("read", "decode", "queue", "forward", "write")
 
 
@@ -83,7 +84,8 @@ class ShardResult:
     summary: ShardSummary | None = None
     failure: str | None = None  # of this shard alone
     fatal: str | None = None  # no shard can be extracted before this is put right
-    seconds: Mapping[str, float] = field(default_factory=dict)  # by stage; decode adds up threads
+    # By stage. Decode adds up threads; on a GPU, forward includes what another batch computed meanwhile.
+    seconds: Mapping[str, float] = field(default_factory=dict)
     ready_at: float | None = None  # when its worker had its backbone, by the worker's clock
     first_at: float | None = None  # when the first of its images was embedded
 
@@ -148,18 +150,28 @@ class ShardWorker:
                 hooks.progress(piece, forward_s)
             raise UnreadableError("it ended before its end was told")
         except UnreadableError as error:
-            course.files.discard()
+            course.discard()
             return ShardResult(shard, failure=str(error))
         except Exception:
-            course.files.discard()
+            course.discard()
             raise
 
     def _take(self, batch: Batch, course: _Course) -> float:
         """Embed a batch and keep its rows; returns the seconds of the forward pass."""
-        with self._turn:
+        with course.timed("queue"):
+            self._turn.acquire()
+        try:
             started = time.perf_counter()
             x_ND = self._embed(batch.pixels_NCHW)
             forward_s = time.perf_counter() - started
+        except torch.OutOfMemoryError as error:
+            raise ShoalError(
+                f"{GPU_BATCHES} batches of {self._job.batch_size} images do not fit the GPU, of which this worker has "
+                f"{self._job.pool.gpus:g} ({str(error).splitlines()[0]}); set extract.batch_size lower, or "
+                "extract.gpus_per_actor=1."
+            ) from error
+        finally:
+            self._turn.release()
         finite_N = np.isfinite(x_ND).all(axis=1)
         samples, refused = _judge(batch, finite_N)
         with course.timed("write"):
@@ -168,8 +180,9 @@ class ShardWorker:
         return forward_s
 
     def _finish(self, shard: str, summary: ShardSummary, course: _Course) -> ShardResult:
-        if not summary.checksum:  # not one byte came: the storage's fault more likely than the shard's
-            raise UnreadableError(course.rejects[0].detail)
+        if not summary.checksum:  # not all bytes came, or not all of one file: the storage's fault, not the shard's
+            details = [reject.detail for reject in course.rejects if reject.reason == Reason.unreadable_shard]
+            raise UnreadableError((details or ["it was changed while it was read"])[0])
         with course.timed("write"):
             written = course.files.finish(course.rejects)
         counts = Counter(reject.reason.value for reject in course.rejects)
@@ -217,6 +230,11 @@ class _Course:
             if piece is None:
                 return
             yield piece
+
+    def discard(self) -> None:
+        """Remove what was written; what cannot be removed is never seen, and must not hide why it should be."""
+        with suppress(OSError):
+            self.files.discard()
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

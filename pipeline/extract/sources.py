@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.extract.ledger import Attempt
-from pipeline.extract.prepare import Announce, Batch
+from pipeline.extract.prepare import Announce, Batch, UnreadableError
 from pipeline.extract.shard import Job
 from pipeline.ingest.shards import ShardSummary
 
@@ -37,14 +37,21 @@ class RemoteSource:
 
     def open(self, shard: str, attempt: Attempt, announce: Announce) -> Iterator[Batch | ShardSummary]:
         """As LocalSource, but the task announces by itself. Raises DecoderDiedError when the task died."""
+        pieces = self._decode.remote(self._job, shard, attempt, self._ledger)
+        ended = False
         try:
-            for piece in self._decode.remote(self._job, shard, attempt, self._ledger):
+            for piece in pieces:
                 yield ray.get(piece)
+            ended = True
         except RayTaskError as error:
-            cause: Exception = error.as_instanceof_cause()  # type: ignore[no-untyped-call]
-            raise cause from None
+            if isinstance(error.cause, UnreadableError):
+                raise UnreadableError(str(error.cause)) from None  # Ray's text of it is a traceback
+            raise
         except RayError as error:
             raise DecoderDiedError(str(error)) from error
+        finally:
+            if not ended:
+                ray.cancel(pieces, force=True)  # or it would decode on for nobody
 
 
 def _decode(job: Job, shard: str, attempt: Attempt, ledger: Any) -> Iterator[Batch | ShardSummary]:

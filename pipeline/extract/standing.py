@@ -77,7 +77,9 @@ class Pace:
                 self._began = self._last = (now_s, standing)
             return
         before_s, before = self._last or self._began
-        if now_s - before_s >= 1e-3:
+        if standing.images < before.images:  # a worker died, and what it did is undone
+            self._last = (now_s, standing)
+        elif now_s - before_s >= 1e-3:
             rate = (standing.images - before.images) / (now_s - before_s)
             keep = 0.9 ** (now_s - before_s)
             self._rate = rate if self._rate is None else keep * self._rate + (1 - keep) * rate

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from models.errors import ShoalError
-from pipeline.ingest.stream import CHUNK_BYTES, GZIP_MAGIC, ShardStream, one_line, open_raw
+from pipeline.ingest.stream import CHUNK_BYTES, GZIP_MAGIC, ShardStream, open_raw
 from pipeline.tables.storage import open_filesystem, patiently
+from pipeline.tables.stores import one_line
 
 
 def read_range(shard: str, offset: int, size: int) -> bytes:

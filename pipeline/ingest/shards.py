@@ -15,11 +15,11 @@ from models.errors import ShoalError
 from pipeline.ingest.grouping import Grouping, Reject, Sample
 from pipeline.ingest.names import is_shard
 from pipeline.ingest.stored import Stored, stored
-from pipeline.ingest.stream import ShardStream, one_line, open_raw
+from pipeline.ingest.stream import ShardStream, open_raw
 from pipeline.ingest.tar import Gap, read_members
 from pipeline.tables.schema import Reason
 from pipeline.tables.storage import is_object_store, open_filesystem
-from pipeline.tables.stores import Address
+from pipeline.tables.stores import Address, one_line
 
 __all__ = ["MAX_MEMBER_BYTES", "Reject", "Sample", "ShardReader", "ShardSummary", "list_shards", "read_samples"]
 
@@ -33,7 +33,7 @@ class ShardSummary:
 
     shard: str
     size: int  # stored bytes
-    checksum: str  # "sha256:…" of the stored bytes; "" when the storage did not give all of them
+    checksum: str  # "sha256:…" of the stored bytes; "" when the storage did not give all of them, or of two files
     samples: int
     rejects: int
     ignored: int  # members nothing is made of, see Grouping
@@ -85,8 +85,10 @@ class ShardReader:
                 rejects = 1
                 yield self._reject(Reason.empty_shard, f"no samples in {stream.size} bytes")
             modified = None if before is None else before.modified
+            # Bytes of two files are no shard: without a checksum it counts as one that cannot be read now.
+            checksum = stream.checksum if before == _look_up(self.shard) else ""
             self._summary = ShardSummary(
-                self.shard, stream.size, stream.checksum, samples, rejects, grouping.ignored, modified
+                self.shard, stream.size, checksum, samples, rejects, grouping.ignored, modified
             )
 
     def _read(self, stream: ShardStream, grouping: Grouping) -> Iterator[Sample | Reject]:

@@ -11,6 +11,7 @@ from typing import BinaryIO
 from pipeline.ingest.tar import Readable
 from pipeline.tables.schema import Reason
 from pipeline.tables.storage import open_filesystem
+from pipeline.tables.stores import one_line
 
 CHUNK_BYTES = 2**22  # one request to an object store each
 WEB_SILENCE_S = 60.0  # after which a web server is given up
@@ -139,9 +140,3 @@ def _open_web(url: str) -> BinaryIO:
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=WEB_SILENCE_S, sock_read=WEB_SILENCE_S)
     stream: BinaryIO = fsspec.filesystem("http", client_kwargs={"timeout": timeout}).open(url, "rb", block_size=0)
     return stream
-
-
-def one_line(error: Exception) -> str:
-    """An exception as text for a table: its first line, or its type when it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -99,8 +99,9 @@ class Delta:
     def extend(self) -> None:
         """Add the columns that the layout has and the table, made by an earlier shoal, has not; its rows read as null.
 
-        Raises TableError if that cannot be committed.
+        Raises TableError if that cannot be committed, also after COMMIT_ATTEMPTS lost races.
         """
+        refusal = ""
         for _ in range(COMMIT_ATTEMPTS):
             handle = self._handle_at(None)
             present = {each.name for each in handle.schema().fields}
@@ -109,10 +110,11 @@ class Delta:
                 return
             try:
                 handle.alter.add_columns(absent, commit_properties=CommitProperties(max_commit_retries=0))
-            except CommitFailedError:
-                continue  # somebody was faster, perhaps with the same columns
+            except CommitFailedError as error:
+                refusal = one_line(error)  # somebody was faster, perhaps with the same columns
             except (DeltaError, OSError) as error:
                 raise TableError(f"{self.path} cannot be extended ({one_line(error)}); check the folder.") from error
+        raise self._outrun(refusal)
 
     @property
     def version(self) -> int:
@@ -206,7 +208,7 @@ class Delta:
         `transaction` (application, number) that the log has, or has a higher number of, is done already and `plan` is
         not asked. Raises TableError after COMMIT_ATTEMPTS lost races.
         """
-        refusal = ""
+        refusal = "the log was read again by this process"
         for _ in range(COMMIT_ATTEMPTS):
             handle = self._handle_at(None)  # refreshed here only: one state is read, decided on and committed on
             version = Version(self.path, self.layout, handle)
@@ -214,6 +216,8 @@ class Delta:
             change = None if is_done else plan(version)
             if change is None:
                 return version.number
+            if handle.version() != version.number:
+                continue  # the handle is shared: another thread has moved it past what `plan` decided on
             try:
                 self._commit(handle, change, transaction)
                 return version.number + 1  # this or nothing, without retries; the handle itself is not always moved
@@ -223,7 +227,10 @@ class Delta:
                 raise TableError(
                     f"{self.path} cannot be committed to ({one_line(error)}); check the folder."
                 ) from error
-        raise TableError(
+        raise self._outrun(refusal)
+
+    def _outrun(self, refusal: str) -> TableError:
+        return TableError(
             f"This writer lost a race {COMMIT_ATTEMPTS} times: others keep committing to {self.path} ({refusal}); "
             "let them finish, then run again."
         )

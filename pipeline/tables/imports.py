@@ -22,7 +22,7 @@ from pipeline.tables.schema import OK, REJECTED, SAMPLES, SHARDS, Reason, TableE
 from pipeline.tables.shards import ShardRecord
 from pipeline.tables.storage import is_url
 
-__all__ = ["ImportSummary", "import_files", "read_embeddings"]
+__all__ = ["ImportSummary", "import_files", "local_source", "read_embeddings"]
 
 
 @dataclass(frozen=True)
@@ -169,15 +169,21 @@ class _Import:
             )
 
 
+def local_source(path: str | Path) -> Path:
+    """The canonical path of a file or folder to import. Raises TableError for a URL, and for what is not there."""
+    if is_url(path):
+        raise TableError(f"{path} is a URL; download the file first, then import it.")
+    given = Path(path).expanduser().resolve()
+    if not given.exists():
+        raise TableError(f"There is nothing at {given} to import; check the path.")
+    return given
+
+
 def _list_files(paths: Sequence[str | Path]) -> list[Path]:
     """Canonical paths of all files, each once, sorted."""
     found: set[Path] = set()
     for path in paths:
-        if is_url(path):
-            raise TableError(f"{path} is a URL; download the file first, then import it.")
-        given = Path(path).expanduser().resolve()
-        if not given.exists():
-            raise TableError(f"There is nothing at {given} to import; check the path.")
+        given = local_source(path)
         found.update(_within(given) if given.is_dir() else [given])
     if not found:
         raise TableError(f"There is no file to import in {[str(path) for path in paths]}; expected {sorted(READERS)}.")

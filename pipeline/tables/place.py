@@ -114,11 +114,7 @@ class StorePath:
                 raise
 
     def rmdir(self) -> None:
-        """Delete what marks an empty folder. Raises OSError if there is something in it."""
-        if self._listed():
-            raise OSError(errno.ENOTEMPTY, "is not empty", str(self))
-        with self._asked() as (filesystem, path):
-            filesystem.delete_dir(path)
+        """A folder in a store is gone with the last file in it; deleting it would take what came in since a look."""
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the files directly below, by name."""

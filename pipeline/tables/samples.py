@@ -155,6 +155,10 @@ class SamplesTable:
             _check_reasons(rows)
         return self._delta.write(rows, status)
 
+    def refuse_done(self, shards: AbstractSet[str]) -> None:
+        """Raise TableError if the newest version has rows of any of these, as `commit` would."""
+        _refuse_done(shards, self.done_shards())
+
     def commit(
         self,
         files: Sequence[WrittenFile],

@@ -63,14 +63,17 @@ class ShardsTable:
             self._delta.extend()
             self._made = True
         new = conform(rows, SHARDS)
+        tried: list[WrittenFile] = []
 
         def plan(present: list[WrittenFile]) -> Change:
+            self._forget(tried, present)
             replaced = self._holding(present, new["shard"])
             paths = {file.path for file in replaced}
             stale = replaced + _crowd([file for file in present if file.path not in paths])
             kept = pa.concat_tables([*(self._rows(file) for file in stale), SHARDS.empty_table()])
             kept = kept.filter(pc.invert(_among(kept["shard"], new["shard"])))
             written = self._write(pa.concat_tables([kept, new]).sort_by("shard"))
+            tried.append(written)
             self._seen = {file.path: self._seen[file.path] for file in [*present, written] if file.path in self._seen}
             return Change([written], removed=stale)
 
@@ -101,6 +104,12 @@ class ShardsTable:
         if file.path not in self._seen:
             self._seen[file.path] = self._delta.read(file.path, file.rows)
         return self._seen[file.path]
+
+    def _forget(self, tried: list[WrittenFile], present: Sequence[WrittenFile]) -> None:
+        """Delete what lost races left, except for a file whose commit went well although its answer was lost."""
+        committed = {file.path for file in present}
+        self._delta.discard([file for file in tried if file.path not in committed])
+        tried.clear()
 
     def _write(self, rows: pa.Table) -> WrittenFile:
         written = self._delta.write(rows)

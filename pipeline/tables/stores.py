@@ -28,7 +28,10 @@ _SILENCE_S = 60.0
 _RETRY_S = 180  # the most that one request and its repetitions may take
 _DELTA_RETRIES = {"max_retries": str(ATTEMPTS - 1), "retry_timeout": f"{_RETRY_S}s"}
 _QUERY = re.compile(r"\?([A-Za-z_]+=[^&/]*(?:&[A-Za-z_]+=[^&/]*)*)$")
-_AZURE_HOST = re.compile(r"(?P<container>[^@]+)@(?P<account>[a-z0-9]+)\.(?:dfs|blob)\.core\.windows\.net")
+_CREDENTIAL = re.compile(  # as signed URLs have them, whose values may hold what `_QUERY` takes for a part of a name
+    r"(?i)[?&]([\w-]*(?:signature|token|credential|secret|password)|sig|[\w-]*key(?:[-_]?id)?)="
+)
+_AZURE_HOST = re.compile(r"(?P<container>[^@:]+)@(?P<account>[a-z0-9]+)\.(?:dfs|blob)\.core\.windows\.net")
 _AZURE_SECRETS = {  # pyarrow takes no key from the environment; deltalake does
     "account_key": ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY"),
     "sas_token": ("AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_SAS_KEY"),
@@ -69,7 +72,12 @@ class Address:
 
     @classmethod
     def of(cls, url: str) -> Address:
-        """Raises TableError for a URL with a user, a password or an option that is none of OPTIONS."""
+        """Raises TableError for a URL with a user, a password, a signature or an option that is none of OPTIONS."""
+        if credential := _CREDENTIAL.search(url):
+            raise TableError(
+                f"A {url.partition('://')[0]}:// URL has the option {credential[1]!r}; credentials belong into the "
+                "environment."
+            )
         found = _QUERY.search(url)
         bare, query = (url[: found.start()], found[0]) if found else (url, "")
         scheme, _, rest = bare.partition("://")
@@ -83,11 +91,10 @@ class Address:
         azure = _AZURE_HOST.fullmatch(authority)
         if azure:
             return cls(scheme.lower(), azure["container"], key.strip("/"), query, azure["account"], options)
-        if "@" in authority or not authority:
+        if not authority or "@" in authority or ":" in authority:  # a password may hold the first slash
             raise TableError(
-                f"{scheme}://{'…@' + authority.rpartition('@')[2] if authority else ''} is no address of an object "
-                "store; write s3://bucket/path, gs://bucket/path or az://container/path, and put credentials into the "
-                "environment."
+                f"{scheme}://{'…' if authority else ''} is no address of an object store; write s3://bucket/path, "
+                "gs://bucket/path or az://container/path, and put credentials into the environment."
             )
         return cls(scheme.lower(), authority, key.strip("/"), query, "", options)
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -34,6 +35,8 @@ from pipeline.train.world import World
 _KEEP = 2  # the newest, and the one before for the day that the newest is damaged
 _DIGITS = 9
 _MANIFEST = re.compile(r"\d+\.json")
+_DAMAGE = (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError, SafetensorError)  # no other OSError:
+# what cannot be read at the moment may be whole, and a run must neither go on without it nor delete its tensors
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class CheckpointStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(tensors, packed)
             write_whole(final, json.dumps(manifest).encode())
-            self._clean()
+            self._clean(final)
         except OSError as error:
             raise ShoalError(
                 f"A checkpoint cannot be written to {self.folder} ({error}); make room or mend the folder, then run "
@@ -87,17 +90,19 @@ class CheckpointStore:
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; one that is damaged is passed over. None when there is none.
 
-        Raises ShoalError when the folder holds checkpoints of another run.
+        Raises ShoalError when the folder holds checkpoints of another run, or cannot be read.
         """
-        return next((found for path in reversed(self._manifests()) if (found := self._read(path))), None)
+        with self._reading():
+            return next((found for path in reversed(self._manifests()) if (found := self._read(path))), None)
 
     def first(self) -> Checkpoint | None:
         """Number 0, if it is there and whole. Raises ShoalError as `latest`."""
-        return self._read(self._path(0))
+        with self._reading():
+            return self._read(self._path(0))
 
     @property
     def newest(self) -> int:
-        """The number of the newest checkpoint, whole or not; -1 when there is none. Cheap enough to be asked often."""
+        """The number of the newest checkpoint, whole or not; -1 when there is none. Costs one listing, and fails as it."""
         manifests = self._manifests()
         return int(manifests[-1].stem) if manifests else -1
 
@@ -107,6 +112,16 @@ class CheckpointStore:
     def _manifests(self) -> list[Place]:
         return [path for path in children(self.folder) if _MANIFEST.fullmatch(path.name)]
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ShoalError(
+                f"The checkpoints in {self.folder} cannot be read ({error}); mend the folder, then run again: what is "
+                "there is kept."
+            ) from error
+
     def _read(self, path: Place) -> Checkpoint | None:
         try:
             manifest = json.loads(path.read_text())
@@ -115,7 +130,7 @@ class CheckpointStore:
                 return None
             owner = str(manifest["fingerprint"])
             found = Checkpoint(int(manifest["number"]), manifest["record"], safetensors.torch.load(packed))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError):
+        except _DAMAGE:
             return None
         self._require_own(owner)
         return found
@@ -127,10 +142,13 @@ class CheckpointStore:
                 f"{self._fingerprint[:12]}): its settings or rows differ; give another folder, or delete this one."
             )
 
-    def _clean(self) -> None:
-        """Remove what is older than the last two, and what killed processes left behind up to there."""
+    def _clean(self, saved: Place) -> None:
+        """Remove what is older than the last two, and what killed processes left behind up to there.
+
+        Not what was just saved: it is older than the last two where those are damaged.
+        """
         manifests = self._manifests()
-        kept = [path for path in manifests if path == self._path(0) or path in manifests[-_KEEP:]]
+        kept = [path for path in manifests if path in (self._path(0), saved, *manifests[-_KEEP:])]
         needed = {path.name for path in kept} | {_tensors_of(path) for path in kept}
         for path in children(self.folder):
             number = path.name[:_DIGITS]  # newer ones are being written by somebody at this moment
@@ -176,5 +194,5 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _tensors_of(manifest: Place) -> str:
     try:
         return str(json.loads(manifest.read_text())["tensors"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except _DAMAGE:
         return ""

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 from uuid import uuid4
 
+import pyarrow.fs as pafs
 import torch
 
 from models.errors import ShoalError
@@ -33,6 +35,7 @@ _QUIET = {
 _REFUSAL = "refused.json"  # beside the checkpoints: the sentence of a worker that no new start would help
 _TIMEOUT_S = 24 * 3600  # of a sum: workers may wait long for each other, and Ray notices those that died
 _WATCH_S = 0.5
+_WATCH_STORE_S = 5.0  # each look is a request
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,6 @@ def run_group(
     folder = store.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _REFUSAL).unlink(missing_ok=True)
-    filesystem, ray_folder = open_filesystem(str(folder / "ray"))  # Ray's own would know neither endpoint nor patience
     trainer = ray.train.torch.TorchTrainer(
         partial(_worker, work, workers, folder),
         torch_config=ray.train.torch.TorchConfig(timeout_s=_TIMEOUT_S),
@@ -79,8 +81,8 @@ def run_group(
         ),
         run_config=ray.train.RunConfig(
             name=uuid4().hex,  # a name used twice would be resumed by Ray
-            storage_path=ray_folder,
-            storage_filesystem=filesystem,
+            storage_path="ray",
+            storage_filesystem=_Storage(folder),  # Ray's own would know neither endpoint nor patience
             failure_config=ray.train.FailureConfig(max_failures=workers.max_failures),
         ),
     )
@@ -96,6 +98,21 @@ def run_group(
     finally:
         remove_tree(folder / "ray")
     _raise_refusal(folder)
+
+
+class _Storage(pafs.SubTreeFileSystem):  # type: ignore[misc]  # pyarrow has no types
+    """A folder's filesystem, which every process opens for itself.
+
+    Pickled, one of pyarrow's would carry keys that it was opened with, and forget to repeat requests.
+    """
+
+    def __init__(self, folder: Place) -> None:
+        filesystem, path = open_filesystem(str(folder))
+        super().__init__(path, filesystem)
+        self._folder = folder
+
+    def __reduce__(self) -> tuple[type[_Storage], tuple[Place]]:
+        return _Storage, (self._folder,)
 
 
 def _worker(work: Callable[[World], Any], workers: Workers, folder: Place) -> None:
@@ -144,12 +161,14 @@ def _last_line(error: Exception) -> str:
 def _watched(store: CheckpointStore, on_checkpoint: Callable[[int], None]) -> Iterator[None]:
     """Tell of checkpoints as they come, from a thread."""
     over = Event()
+    pause = _WATCH_S if isinstance(store.folder, Path) else _WATCH_STORE_S
 
     def watch() -> None:
-        seen = store.newest
-        while not over.wait(_WATCH_S):
-            if store.newest > max(seen, 0):
-                seen = store.newest
+        seen = max(_newest(store), 0)
+        while not over.wait(pause):
+            newest = _newest(store)
+            if newest > seen:
+                seen = newest
                 on_checkpoint(seen)
 
     thread = Thread(target=watch, daemon=True)
@@ -159,3 +178,11 @@ def _watched(store: CheckpointStore, on_checkpoint: Callable[[int], None]) -> It
     finally:
         over.set()
         thread.join()
+
+
+def _newest(store: CheckpointStore) -> int:
+    """-1 where the folder does not answer, as the next look may find it."""
+    try:
+        return store.newest
+    except OSError:
+        return -1

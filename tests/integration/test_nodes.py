@@ -52,6 +52,9 @@ def listen(step, done, total):
         open(table + ".adding", "w").close()
         add()
     else:
+        deadline = time.time() + 200
+        while not os.path.exists(table + ".node." + others[1].node_id) and time.time() < deadline:
+            time.sleep(0.1)  # a machine that has not worked yet is no loss
         cluster.remove_node(others[1], allow_graceful=False)
 
 with local_ray(RayConfig(address=cluster.address)):
@@ -94,7 +97,7 @@ def run(tmp_path: Path, layout: str, nodes: str) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["fused", "split"])
 def test_every_image_is_one_row_although_a_machine_was_lost(layout: str, tmp_path: Path) -> None:
-    assert run(tmp_path, layout, "removed") >= 2
+    assert run(tmp_path, layout, "removed") >= 2  # one of them is the machine that was lost
 
 
 @pytest.mark.slow

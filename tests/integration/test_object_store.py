@@ -20,14 +20,15 @@ from jobs.cli import app
 from models.errors import ShoalError
 from pipeline.cluster.published import published
 from pipeline.ingest.digits import digits
-from pipeline.ingest.shards import Sample, ShardSummary, read_samples
+from pipeline.ingest.locate import read_range
+from pipeline.ingest.shards import Reject, Sample, ShardSummary, list_shards, read_samples
 from pipeline.ingest.write import ShardConfig, write_samples
 from pipeline.tables.artifacts import MANIFEST, TENSORS
 from pipeline.tables.collection import Collection
 from pipeline.tables.imports import import_files
 from pipeline.tables.place import children, place
 from pipeline.tables.samples import TableProperties, embedding_matrix
-from pipeline.tables.schema import TableError
+from pipeline.tables.schema import REJECTED, Reason, TableError
 from pipeline.train.checkpoints import Checkpoint, CheckpointStore
 
 SETTINGS = (
@@ -89,26 +90,45 @@ def upload(paths: list[Path], folder: str) -> None:
         (place(folder) / path.name).write_bytes(path.read_bytes())
 
 
+def in_a_ray(*arguments: object) -> None:
+    """Run a command in a process whose Ray has this test's environment, and check that it ended well."""
+    commands = json.dumps([[str(argument) for argument in arguments]])
+    child = subprocess.run(
+        [sys.executable, "-c", ONE_RAY, commands], capture_output=True, text=True, check=False, timeout=500
+    )
+    assert child.returncode == 0, child.stdout + child.stderr
+
+
+def test_shards_of_a_store_are_extracted_into_a_table_there(
+    bucket: ObjectStore, shards: list[Path], tmp_path: Path
+) -> None:
+    upload(shards[:2], f"{bucket.url}/shards")
+    remote = f"{bucket.url}/a table"
+    in_a_ray("extract", f"{bucket.url}/shards", "--output", remote, *SETS)
+    table = Collection.open(remote)
+    names = {f"{bucket.url}/shards/{shard.name}" for shard in shards[:2]}
+    assert (table.samples.done_shards(), table.samples.count(), table.samples.count(REJECTED)) == (names, 80, 0)
+    assert set(table.shards.records()) == names
+    keys = [key for file in table.samples.files() for key in table.samples.read(file)["key"].to_pylist()]
+    expected = [each.key for shard in shards[:2] for each in read_samples(str(shard)) if isinstance(each, Sample)]
+    assert keys == expected
+    assert "done, skipped" in done("extract", f"{bucket.url}/shards", "--output", remote, "--dry-run", *SETS)
+
+
+@pytest.mark.slow
 def test_images_to_report_is_the_same_as_on_a_disk(
     bucket: ObjectStore, shards: list[Path], tmp_path: Path, ray_session: None
 ) -> None:
     upload(shards, f"{bucket.url}/shards")
     remote, local = f"{bucket.url}/a run", tmp_path / "run"
-    child = subprocess.run(
-        [sys.executable, "-c", ONE_RAY, json.dumps([["run", f"{bucket.url}/shards", "--output", remote, *SETS]])],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert child.returncode == 0, child.stdout + child.stderr
+    in_a_ray("run", f"{bucket.url}/shards", "--output", remote, *SETS)
     done("run", shards[0].parent, "--output", local, *SETS)
     assert labels(remote) == labels(local)
     assert len(labels(remote)) == 160
     assert len(set(labels(remote).values())) > 1
     names = {each.name for each in children(place(remote))}
     assert names == {"config.yaml", "metrics.json", "report.html", "run.json", "table"}
-    assert [each for each in children(place(remote) / "table/unfinished") if each.is_file()] == []
+    assert not (place(remote) / "table/unfinished/dpm").exists()
     assert (place(remote) / "report.html").read_text().count('src="data:image/png') > 4
     scores = [json.loads((folder / "metrics.json").read_text())["scores"] for folder in (place(remote), local)]
     assert scores[0] == scores[1]
@@ -127,11 +147,10 @@ def test_several_workers_fit_a_table_in_a_store(bucket: ObjectStore, tmp_path: P
     for table in tables:
         done("import", tmp_path / "a.npy", "--output", table)
     done("cluster", tables[0])
-    two = json.dumps([["cluster", tables[1], "--set", "cluster.fit.workers=2"]])
-    subprocess.run([sys.executable, "-c", ONE_RAY, two], check=True, timeout=500)
+    in_a_ray("cluster", tables[1], "--set", "cluster.fit.workers=2")
     assert labels(tables[1]) == labels(tables[0])
     assert bucket.count(r"^PUT .*/two/unfinished/dpm/.*/\d{9}\.json") > 0
-    assert [each for each in children(place(tables[1]) / "unfinished") if each.is_file()] == []
+    assert not (place(tables[1]) / "unfinished/dpm").exists()
 
 
 def test_embeddings_to_report_without_a_ray(bucket: ObjectStore, tmp_path: Path) -> None:
@@ -216,8 +235,10 @@ def race(bucket: ObjectStore, folder: Path, *writers: str) -> list[int | str]:
         np.save(folder / f"{name}.npy", np.ones((4, 2), np.float32))
     Collection.create(f"{bucket.url}/t").create_samples(PROPERTIES)
     bucket.race(r"^PUT .*samples/_delta_log/0+1\.json", len(writers))
-    with ThreadPoolExecutor() as threads:
-        return sorted(threads.map(write, writers), key=str)
+    with ThreadPoolExecutor(len(writers)) as threads:
+        outcome = sorted(threads.map(write, writers), key=str)
+    assert not any(meeting.left for meeting in bucket.meetings), "the writers did not meet"
+    return outcome
 
 
 def test_of_two_writers_of_one_shard_exactly_one_wins(bucket: ObjectStore, tmp_path: Path) -> None:
@@ -288,6 +309,10 @@ def test_what_belongs_to_somebody_else_is_left_alone(bucket: ObjectStore, tmp_pa
         (("shards", tmp_path, "--output", f"{bucket.url}/new"), "packed into shards on a disk, but --output s3://"),
         (("demo", "--output", f"{bucket.url}/new"), "packed into shards on a disk, but --output s3://"),
         (("import", f"{bucket.url}/a.npz", "--output", f"{bucket.url}/new"), "is a URL; download the file first"),
+        (
+            ("import", f"{bucket.url}/a.npz", "--output", f"{bucket.url}/new", "--dry-run"),
+            "is a URL; download the file first",
+        ),
     ):
         result = shoal(*command)
         assert (result.exit_code, sentence in result.output) == (2, True), (command, result.output)
@@ -315,3 +340,21 @@ def test_no_credential_is_written_or_told(bucket: ObjectStore, monkeypatch: pyte
         assert "*** may not" in told.output
         assert "the-secret" not in told.output
         bucket.faults.clear()
+
+
+def test_no_credential_is_in_what_is_said_of_a_shard(bucket: ObjectStore, shards: list[Path]) -> None:
+    upload(shards[:1], bucket.url)
+    shard = f"{bucket.url}/{shards[0].name}"
+    (sample, *_) = (each for each in read_samples(shard) if isinstance(each, Sample))
+    bucket.fail("^(GET|HEAD) ", FORBIDDEN, times=100)
+    (reject,) = read_samples(shard)
+    assert isinstance(reject, Reject)
+    assert reject.reason == Reason.unreadable_shard
+    with pytest.raises(ShoalError, match=f"{shard} cannot be read") as unread:
+        read_range(shard, sample.offset, sample.size)
+    with pytest.raises(ShoalError, match=f"{bucket.url} cannot be listed") as unlisted:
+        list_shards([bucket.url])
+    for told in (str(reject.detail), str(unread.value), str(unlisted.value)):
+        assert "ACCESS_DENIED" in told
+        assert "the-secret" not in told
+    assert "*** may not" in str(unlisted.value)

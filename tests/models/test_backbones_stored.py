@@ -33,6 +33,8 @@ def original() -> Backbone:
         BackboneConfig(),
         BackboneConfig(name="pixels", size=8, grey=True),
         BackboneConfig(name="timm/test_vit", weights="random", size=64),
+        BackboneConfig(name="timm/test_vit_relpos", weights="random"),  # indices that are in no file
+        BackboneConfig(name="timm/eva02_tiny_patch14_224", weights="random", size=28),  # sines, too
         BackboneConfig(name="torchvision/googlenet", weights="random", size=64),
     ],
     ids=lambda settings: settings.name,

@@ -183,12 +183,19 @@ def test_the_same_files_fit_resnet_50_of_both_libraries(release: Callable[[State
 
 
 def test_releases_bring_the_preprocessing_that_they_are_evaluated_with(resnet: State) -> None:
-    """eval_linear.py of SwAV divides red by .228, others by .229; torchvision's own for ResNet-50 resizes to 232."""
+    """eval_linear.py of SwAV divides red by .228, others by .229; torchvision's own for ResNet-50 resizes to 232.
+
+    DINO's is bicubic (interpolation=3); main_lincls.py of MoCo v3 is as that of MoCo v2.
+    """
     library = Preprocessing(size=112, resize=116, interpolation="bicubic", mean=(0.5,), std=(0.5,))
     swavs = recognise(swav(resnet), "a file").prepare_as_released(library)
     assert (swavs.size, swavs.resize, swavs.interpolation) == (112, 128, "bilinear")
     assert swavs.mean == (0.485, 0.456, 0.406) and swavs.std == (0.228, 0.224, 0.225)
-    assert recognise(moco_v2(resnet), "a file").prepare_as_released(library).std == (0.229, 0.224, 0.225)
+    mocos = recognise(moco_v2(resnet), "a file").prepare_as_released(library)
+    assert mocos == swavs.model_copy(update={"std": (0.229, 0.224, 0.225)})
+    assert recognise(moco_v3(resnet), "a file").prepare_as_released(library) == mocos
+    dinos = recognise(dino_training(resnet), "a file").prepare_as_released(library)
+    assert dinos == mocos.model_copy(update={"interpolation": "bicubic"})
     assert recognise(dict(resnet), "a file").prepare_as_released(library) == library
 
 
@@ -285,7 +292,10 @@ def test_moco_v3s_small_transformer_is_refused_for_its_heads() -> None:
 
 
 def test_dino_transformers_load_from_training_checkpoints_and_backbone_files(tmp_path: Path) -> None:
-    """Without batch norms the teacher is not wrapped. The small network has the names of dino_deitsmall16."""
+    """Without batch norms the teacher is not wrapped. The small network has the names of dino_deitsmall16.
+
+    A file of the backbone alone has no marks: its images are prepared as timm says of the name that was given.
+    """
     body = timm.create_model("test_vit", num_classes=0).state_dict()
     teacher = named("backbone.", body) | dino_head()
     torch.save({"student": named("module.", teacher), "teacher": teacher, "epoch": 1}, tmp_path / "full.pth")
@@ -294,7 +304,10 @@ def test_dino_transformers_load_from_training_checkpoints_and_backbone_files(tmp
         load_backbone(BackboneConfig(name="timm/test_vit", weights=str(tmp_path / f"{name}.pth")))
         for name in ("full", "backbone")
     ]
-    assert full.weights == "a local file (DINO)" and full.digest == alone.digest
+    assert full.weights == "a local file (DINO)" and alone.weights == "a local file"
+    loaded, again = full.net.state_dict(), alone.net.state_dict()
+    assert loaded.keys() == body.keys() and all(torch.equal(loaded[key], again[key]) for key in body)
+    assert full.pixels.mean == (0.485, 0.456, 0.406) and alone.pixels.mean == (0.5, 0.5, 0.5)
     smaller = BackboneConfig(name="timm/test_vit", weights=str(tmp_path / "backbone.pth"), size=64)
     assert load_backbone(smaller).net.state_dict()["pos_embed"].shape == (1, 17, 64)  # 16 patches and the class token
 

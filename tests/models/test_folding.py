@@ -21,8 +21,9 @@ def trained(net: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(1)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                if tensor is not None:
+                    tensor.data.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
     return net.eval().requires_grad_(False)
 
 
@@ -99,7 +100,15 @@ class Asks(Twice):
 
 
 @pytest.mark.parametrize(
-    "net", [Twice(), Shared(), Asks(), nn.Sequential(Standardised(3, 4, 3), nn.BatchNorm2d(4)), nn.Flatten()]
+    "net",
+    [
+        Twice(),
+        Shared(),
+        Asks(),
+        nn.Sequential(Standardised(3, 4, 3), nn.BatchNorm2d(4)),
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)),
+        nn.Flatten(),
+    ],
 )
 def test_what_cannot_be_folded_comes_back_untouched(net: nn.Module) -> None:
     with torch.no_grad():

@@ -6,12 +6,13 @@ import pickle
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from models.errors import ShoalError
-from models.weights import HubUnavailableError, fetch_hub_file, fetch_url, load_strictly, read_checkpoint
+from models.weights import HubUnavailableError, Undrawn, fetch_hub_file, fetch_url, load_strictly, read_checkpoint
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.zeros(2)}
 
@@ -86,6 +87,23 @@ def test_loading_names_what_does_not_fit_and_changes_nothing() -> None:
     ):
         load_strictly(net, state, "a file")
     assert torch.equal(net[0].weight, before)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "efficientnet_lite0", "test_vit", "test_vit_relpos", "swin_tiny_patch4_window7_224"]
+)
+def test_undrawn_networks_have_all_but_their_random_weights(name: str) -> None:
+    drawn = timm.create_model(name, num_classes=0)
+    before = torch.get_rng_state()
+    with Undrawn():
+        undrawn = timm.create_model(name, num_classes=0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert any(value.any() and not undrawn.get_parameter(key).any() for key, value in drawn.named_parameters())
+    for key, value in drawn.named_buffers():
+        assert torch.equal(undrawn.get_buffer(key), value)
+    for key, value in undrawn.named_parameters():
+        assert not value.any() or torch.equal(value, drawn.get_parameter(key))  # zeros, or a constant
+    assert nn.Linear(2, 2).weight.any()
 
 
 def test_a_long_list_of_names_is_cut() -> None:

@@ -42,7 +42,8 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Show]:
     def open_page(
         data: ReportData, width: int = 1280, scheme: str = "light", config: ReportConfig | None = None
     ) -> Any:
-        path = build(data, tmp_path / "report.html", config)
+        path = tmp_path / "report.html"
+        build(data, path, config)
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
         contexts.append(context)
         page = context.new_page()
@@ -167,7 +168,8 @@ def test_script_in_the_data_is_shown_as_text(digits_report: ReportData, show: Sh
 
 def test_the_policy_stops_what_slips_through(digits_report: ReportData, browser: Any, tmp_path: Path) -> None:
     """Even markup that was not escaped could neither run nor reach the network."""
-    path = build(digits_report, tmp_path / "report.html")
+    path = tmp_path / "report.html"
+    build(digits_report, path)
     hole = "<script>document.title = 'run'</script><img src='http://example.invalid/x.png'><main"
     path.write_text(path.read_text().replace("<main", hole, 1))
     page = browser.new_page()

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -211,24 +210,34 @@ def test_an_image_that_kills_its_worker_is_a_reject_and_all_others_are_rows(
 def test_results_are_grouped_by_number_or_by_time() -> None:
     results = [ShardResult(f"{i}") for i in range(5)]
     patient, hasty = ExtractConfig(commit_shards=2), ExtractConfig(commit_shards=2, commit_interval_s=0)
-    assert [len(group) for group in commit_groups(results, patient)] == [2, 2, 1]
-    assert [len(group) for group in commit_groups(results, hasty)] == [1] * 5
+    assert [len(group) for group in commit_groups(results, patient, tail=5)] == [2, 2, 1]
+    assert [len(group) for group in commit_groups(results, hasty, tail=5)] == [1] * 5
+
+
+def test_nothing_waits_for_a_group_to_fill_when_all_that_is_left_is_being_read() -> None:
+    results = [ShardResult(f"{i}") for i in range(9)]
+    assert [len(group) for group in commit_groups(results, ExtractConfig(commit_shards=4), tail=6)] == [4, 3, 1, 1]
 
 
 def test_groups_grow_when_commits_take_long() -> None:
+    now = [0.0]
+
     def results() -> Iterator[ShardResult]:
         for i in range(100):
-            time.sleep(0.02)
+            now[0] += 1
             yield ShardResult(f"{i}")
 
     sizes = []
-    for group in commit_groups(results(), ExtractConfig(commit_shards=2)):
+    for group in commit_groups(results(), ExtractConfig(commit_shards=2), tail=100, clock=lambda: now[0]):
         sizes.append(len(group))
-        time.sleep(0.11 if len(sizes) == 1 else 0)
-    assert sizes[0] == sizes[2] == 2
-    assert sizes[1] > 10  # about a second of results, after a commit that took a tenth
+        now[0] += 2 if len(sizes) == 1 else 0
+    assert sizes[:3] == [2, 18, 2]  # 18 s of results for a commit of 2 s
 
 
-def test_a_fatal_result_ends_the_run_with_its_sentence() -> None:
+def test_a_fatal_result_ends_the_run_with_its_sentence_and_what_came_before_is_kept() -> None:
+    kept: list[ShardResult] = []
     with pytest.raises(ShoalError, match=r"^No room left\.$"):
-        list(commit_groups([ShardResult("a"), ShardResult("b", fatal="No room left.")], ExtractConfig()))
+        results = [ShardResult("a"), ShardResult("b", fatal="No room left.")]
+        for group in commit_groups(results, ExtractConfig(), tail=2):
+            kept += group
+    assert [result.shard for result in kept] == ["a"]

@@ -50,6 +50,21 @@ def test_deaths_between_images_convict_nobody_and_end_in_giving_up() -> None:
     assert attempt.convicted == frozenset()
 
 
+def test_shards_that_share_their_workers_are_given_more_deaths() -> None:
+    ledger = Ledger(streams=3)
+    ledger.begin("a")
+    attempts = [ledger.begin("a") for _ in range(3 * MAX_UNEXPLAINED + 1)]
+    assert [attempt.hopeless for attempt in attempts] == [False] * 3 * MAX_UNEXPLAINED + [True]
+
+
+def test_the_last_words_of_a_task_that_was_given_up_are_nobody_s() -> None:
+    ledger = Ledger()
+    ledger.begin("a")
+    ledger.end("a", Standing())
+    ledger.enter("a", 512)
+    assert ledger.begin("a").convicted == frozenset()
+
+
 def test_a_shard_of_killers_is_not_hopeless_while_each_pair_of_deaths_convicts_one() -> None:
     ledger = Ledger()
     ledger.begin("a")

@@ -30,12 +30,23 @@ def exported() -> dict[str, float]:
     return sums
 
 
+def settled() -> dict[str, float]:
+    """What is exported once earlier workers have told all they had."""
+    last = exported()
+    for _ in range(20):
+        time.sleep(3)
+        if (now := exported()) == last:
+            return now
+        last = now
+    return last
+
+
 def test_images_rejects_bytes_and_stages_are_counted(
     ray_session: None, tar: Callable[..., str], png: Callable[..., bytes], pixels: BackboneConfig, tmp_path: Path
 ) -> None:
     members = [(f"{i:03}.png", b"" if i == 3 else png(i % 256)) for i in range(40)]
     shard = tar(tmp_path / "s.tar", members)
-    before = exported()
+    before = settled()
     extract([shard], Collection.create(tmp_path / "table"), pixels, ExtractConfig(actors=1, batch_size=8))
     wanted = {
         "shoal_images_embedded_total": 39,

@@ -1,4 +1,5 @@
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from safetensors.torch import save_file
 
 from models.backbones import BackboneConfig, load_backbone
 from pipeline.extract.ledger import Attempt
+from pipeline.extract.prepare import Batch
 from pipeline.extract.shard import Hooks, Job, ShardResult, ShardWorker, table_properties
+from pipeline.ingest.shards import Reject, ShardSummary
 from pipeline.tables.samples import SamplesTable, embedding_matrix
-from pipeline.tables.schema import TableError
+from pipeline.tables.schema import Reason, TableError
 
 pytestmark = pytest.mark.usefixtures("torch_threads")
 FRESH, CAREFUL = Attempt(0, frozenset()), Attempt(1, frozenset())
@@ -176,3 +179,35 @@ def test_a_table_says_which_weights_but_not_where_a_file_lay(tmp_path: Path) -> 
     save_file({name: tensor.contiguous() for name, tensor in random.net.state_dict().items()}, path)
     loaded = load_backbone(config.model_copy(update={"weights": str(path)}))
     assert table_properties(loaded).preprocessing["weights"] == "a local file"
+
+
+def test_a_shard_that_changes_while_it_is_read_is_left_for_the_next_run(
+    make_job: Callable[..., Job], tar: Callable[..., str], png: Callable[..., bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "s.tar"
+    shard = tar(path, [(f"{i}.png", png(i)) for i in range(11)])
+
+    def rewrite(batch: Batch, forward_s: float) -> None:
+        path.write_bytes(path.read_bytes())  # the same bytes, at another time: nobody can know where they changed
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 10**9))
+
+    job = make_job()
+    result = worker_of(job).extract(shard, CAREFUL, Hooks(progress=rewrite))  # which reads no further ahead
+    assert result.failure == "it was changed while it was read"
+    assert list(Path(job.table.path).rglob("*.parquet")) == []
+    assert run(job, shard).images == 11
+
+
+def test_what_stopped_the_reading_is_named_and_not_an_earlier_reject(
+    make_job: Callable[..., Job], tmp_path: Path
+) -> None:
+    class Broken:
+        def open(self, shard: str, attempt: Attempt, announce: object) -> Iterator[Batch | ShardSummary]:
+            empty = Reject("a", shard, 512, 0, None, Reason.empty_image, "0 bytes")
+            stopped = Reject("", shard, None, None, None, Reason.unreadable_shard, "reading stopped at byte 1024")
+            yield Batch((empty, stopped), np.empty((0, 0, 0, 0), np.uint8), 0, 1.0)
+            yield ShardSummary(shard, 1024, "", 0, 2, 0, None)
+
+    job = make_job()
+    worker = ShardWorker(job, load_backbone(job.backbone), Broken())
+    assert worker.extract("s.tar", FRESH, Hooks()).failure == "reading stopped at byte 1024"

@@ -43,6 +43,13 @@ def test_a_rate_follows_what_happens_now() -> None:
     assert "10/s" in pace.words()
 
 
+def test_what_a_dead_worker_did_is_no_negative_rate() -> None:
+    pace = Pace(shards=10)
+    for second, images in enumerate([0, 100, 200, 50, 150]):
+        pace.see(Standing(0.1 * second, images), float(second))
+    assert "100/s" in pace.words()
+
+
 def test_a_listener_hears_every_second_and_a_ledger_that_fails_stops_nobody() -> None:
     heard: list[tuple[str, int, int | None]] = []
     answers = iter([Standing(1.0, 100), Standing(1.5, 200)])

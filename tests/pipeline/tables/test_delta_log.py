@@ -54,6 +54,23 @@ def test_a_plan_decides_again_on_what_a_faster_writer_left(tmp_path: Path) -> No
     assert _numbers(table, 2) == [1, 2]
 
 
+def test_a_look_at_the_log_while_a_plan_decides_has_it_decide_again(tmp_path: Path) -> None:
+    table, rival = _table(tmp_path), Delta(tmp_path / "t", LAYOUT)
+    looks: list[int] = []
+
+    def plan(present: list[WrittenFile]) -> Change:
+        looks.append(len(present))
+        if len(looks) == 1:
+            _add(rival, 1)
+            assert table.version == 1  # as another thread may ask
+        return Change([file])
+
+    file = table.write(pa.table({"n": [100]}))
+    assert table.commit(plan) == 2
+    assert looks == [0, 1]
+    assert _numbers(table) == [1, 100]
+
+
 def test_a_writer_that_always_comes_second_says_so(tmp_path: Path) -> None:
     table, rival = _table(tmp_path), Delta(tmp_path / "t", LAYOUT)
     file = table.write(pa.table({"n": [100]}))

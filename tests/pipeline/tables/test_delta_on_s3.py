@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from object_store import DROPPED, REFUSED, UNANSWERED, ObjectStore
 
+from pipeline.tables.place import children, place
 from pipeline.tables.samples import SamplesTable, TableProperties
 from pipeline.tables.schema import SHARDS, TableError
 from pipeline.tables.shards import ShardRecord, ShardsTable
@@ -118,3 +119,33 @@ def test_the_shards_table_lives_there_too(bucket: ObjectStore) -> None:
         records[record.shard] = record
     again = ShardsTable(table.path)
     assert (again.records(), again.count(), again.version) == (records, 3, 4)
+
+
+def _upsert(path: str, shard: str) -> ShardRecord:
+    record = ShardRecord(shard, 1, "sha256:0", 1, 0, 0)
+    ShardsTable(path).upsert(pa.Table.from_pylist([vars(record)], schema=SHARDS))
+    return record
+
+
+def _data_files(path: str) -> int:
+    return sum(each.name.endswith(".parquet") for each in children(place(path)))
+
+
+def test_writers_of_the_shards_table_who_race_leave_no_file_behind(bucket: ObjectStore) -> None:
+    path = f"{bucket.url}/shards"
+    first = _upsert(path, "a")
+    bucket.race(rf"PUT .*_delta_log/{2:020d}\.json", 2)
+    with ThreadPoolExecutor(2) as threads:
+        records = list(threads.map(lambda shard: _upsert(path, shard), "bc"))
+    assert not any(meeting.left for meeting in bucket.meetings), "the writers did not meet"
+    assert ShardsTable(path).records() == dict(zip("abc", [first, *records], strict=True))
+    assert bucket.count(r"^PUT .*\.parquet") == 4
+    assert _data_files(path) == 3
+
+
+def test_a_row_whose_commit_got_no_answer_stays(bucket: ObjectStore) -> None:
+    path = f"{bucket.url}/shards"
+    bucket.fail(FIRST_COMMIT, UNANSWERED, times=1)
+    record = _upsert(path, "a")
+    assert len(bucket.failed) == 1
+    assert ShardsTable(path).records() == {"a": record}

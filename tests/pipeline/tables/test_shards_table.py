@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest import TempPathFactory
 
-from pipeline.tables.delta import Change, Delta, Layout
-from pipeline.tables.schema import SHARDS
+from pipeline.tables.delta import COMMIT_ATTEMPTS, Change, Delta, Layout
+from pipeline.tables.schema import SHARDS, TableError
 from pipeline.tables.shards import CROWD, LAYOUT, ShardRecord, ShardsTable
 
 
@@ -119,3 +119,23 @@ def test_of_two_that_extend_a_table_at_once_both_go_on(old_table: ShardsTable) -
     first.extend()
     second.extend()
     assert second.version == 3
+
+
+class _Overtaken(Delta):
+    """Others always commit between its look at the log and what it does then."""
+
+    def __init__(self, rival: Delta) -> None:
+        super().__init__(rival.path, LAYOUT)
+        self._rival = rival
+
+    def _handle_at(self, version: int | None) -> DeltaTable:
+        handle = super()._handle_at(version)
+        self._rival.commit(lambda present: Change([]))
+        return handle
+
+
+def test_one_that_cannot_extend_a_table_for_others_says_so(old_table: ShardsTable) -> None:
+    with pytest.raises(TableError, match=f"lost a race {COMMIT_ATTEMPTS} times"):
+        _Overtaken(Delta(old_table.path, LAYOUT)).extend()
+    assert old_table.version == 2 + COMMIT_ATTEMPTS
+    assert "modified" not in [each.name for each in DeltaTable(old_table.path).schema().fields]

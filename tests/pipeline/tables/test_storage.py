@@ -134,7 +134,14 @@ def test_azure_takes_account_and_key_from_the_environment(monkeypatch: pytest.Mo
     [
         "s3://AKIA123:hidden@bucket/x",
         "s3://bucket/x?secret_key=hidden",
+        "s3://AKIA123:hidden/bucket@bucket/x",
+        "s3://bucket/x.tar?X-Amz-Signature=hidden",
+        "s3://bucket/x.tar?X-Amz-Credential=hidden/us-east-1/s3&X-Amz-Date=1",
+        "s3://bucket/x.tar?AWSAccessKeyId=hidden/&Expires=1",
+        "gs://bucket/x.tar?region=x&X-Goog-Signature=hidden",
         "az://box/x?sv=2024&sig=hidden",
+        "az://box/x?sv=2024-01-01&sp=r&sig=hidden/hidden=",
+        "abfss://me:hidden@box.dfs.core.windows.net/x",
         "abfss://:hidden@box.example.com/x",
     ],
 )

@@ -98,6 +98,38 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
         CheckpointStore(tmp_path / "run", "mine").save(_checkpoint(1))
 
 
+@pytest.mark.parametrize("name", ["manifest", "tensors"])
+def test_what_cannot_be_read_now_is_neither_passed_over_nor_swept(tmp_path: Path, name: str) -> None:
+    store = _saved(tmp_path, 0, 1, 2)
+    manifest = store.folder / "000000002.json"
+    tensors = store.folder / json.loads(manifest.read_text())["tensors"]
+    file = manifest if name == "manifest" else tensors
+    file.rename(tmp_path / "away")
+    file.symlink_to(file)  # a loop, which even root cannot read
+    with pytest.raises(ShoalError, match=r"The checkpoints in .* cannot be read \(.*; mend the folder"):
+        store.latest()
+    if name == "manifest":
+        with pytest.raises(ShoalError, match="A checkpoint cannot be written"):
+            store.save(_checkpoint(3))
+    file.unlink()
+    (tmp_path / "away").rename(file)
+    assert tensors.exists()
+    found = store.latest()
+    assert found is not None
+    assert found.number == (3 if name == "manifest" else 2)
+
+
+def test_a_run_whose_last_two_checkpoints_are_damaged_keeps_its_new_ones(tmp_path: Path) -> None:
+    store = _saved(tmp_path, 0, 8, 9)
+    for number in (8, 9):
+        (store.folder / f"{number:09d}.json").write_text("{")
+    for number in (1, 2):
+        store.save(_checkpoint(number))
+        found = store.latest()
+        assert found is not None
+        assert found.number == number
+
+
 def test_fingerprints_follow_values_and_not_their_order() -> None:
     assert fingerprint(a=1, b={"x": 1, "y": 2}) == fingerprint(b={"y": 2, "x": 1}, a=1)
     assert len({fingerprint(a=1), fingerprint(a=2), fingerprint(b=1)}) == 3

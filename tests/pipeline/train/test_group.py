@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from queue import Queue
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ import torch
 import torch.distributed as dist
 import toy_objective
 from gloo_worker import TRAIN
+from object_store import FORBIDDEN, ObjectStore
+from pyarrow.fs import AzureFileSystem
 from torch import nn
 from toy_objective import Toy
 
@@ -28,8 +33,10 @@ from pipeline.cluster.fit import FitConfig, fit_rows
 from pipeline.cluster.published import published
 from pipeline.tables.collection import Collection
 from pipeline.tables.imports import import_files
+from pipeline.tables.place import place
+from pipeline.train import group
 from pipeline.train.checkpoints import Checkpoint, CheckpointStore
-from pipeline.train.group import Workers, run_group
+from pipeline.train.group import Workers, _Storage, _watched, run_group
 from pipeline.train.result import Fit
 from pipeline.train.rows import HeldRows, Rows, SavedRows
 from pipeline.train.trainer import train, train_rows
@@ -90,13 +97,13 @@ def _fit_both(world: World, saved: SavedRows, folder: Path) -> None:
 @pytest.mark.slow
 def test_a_group_clusters_a_table_as_one_process_does(by_value: None, rows: Rows, tmp_path: Path) -> None:
     tables = []
-    for place in ("one", "two"):
+    for folder in ("one", "two"):
         names = []
         for number, part in enumerate((rows[:400], rows[400:])):
             names.append(tmp_path / f"{number}.npy")
             np.save(names[-1], part.x_ND)
-        import_files(names, tmp_path / place)
-        tables.append(Collection.open(tmp_path / place))
+        import_files(names, tmp_path / folder)
+        tables.append(Collection.open(tmp_path / folder))
     config = ClusterConfig(algorithm=GMMConfig(clusters=5), reduce=PCAConfig(n_components=2))
     fits = (FitConfig(block_rows=100), FitConfig(block_rows=100, workers=2))
     for table, each in zip(tables, fits, strict=True):
@@ -170,6 +177,29 @@ def test_a_group_fits_what_one_process_does(by_value: None, saved: SavedRows, tm
         config = FitConfig(block_rows=100)
         together = fit_rows(algorithm, saved, config, store=CheckpointStore(tmp_path / name, "mine"))  # finished there
         _close(together, fit_rows(algorithm, HeldRows(*vars(saved.read(0, saved.rows)).values()), config))
+
+
+def test_a_worker_opens_the_storage_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "name")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "aGlkZGVu")
+    message = pickle.dumps(_Storage(place("az://box/run")))
+    assert b"aGlkZGVu" not in message
+    there = pickle.loads(message)  # noqa: S301 - our own
+    assert there.base_path == "box/run/"
+    assert there.base_fs.equals(AzureFileSystem("name", account_key="aGlkZGVu"))
+
+
+def test_the_watcher_outlives_a_store_that_does_not_answer(
+    bucket: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "_WATCH_STORE_S", 0.05)
+    store, seen = CheckpointStore(f"{bucket.url}/run", "mine"), Queue[int]()
+    bucket.fail("^GET .*list-type", FORBIDDEN, times=3)
+    with _watched(store, seen.put):
+        while len(bucket.failed) < 3:
+            time.sleep(0.01)
+        store.save(Checkpoint(1, {}, {}))
+        assert seen.get(timeout=60) == 1
 
 
 def test_ray_train_is_imported_in_one_place_and_only_when_it_is_used() -> None:
