@@ -58,8 +58,8 @@ class Ledger:
     """Finds the images that kill their worker, from what workers said just before they died; adds up progress.
 
     The first attempt at a shard costs two calls. A shard that was begun and never ended killed its worker; later
-    attempts announce each image, so that a crash has a name. k killing images cost 1 + 2 k deaths, which count for every
-    shard that the worker had open (`streams` at most), though only one can be the suspect. A worker lost for
+    attempts announce each image, so that a crash has a name. k killing images cost 1 + 2 k deaths, which count for
+    every shard that the worker had open (`streams` at most), though only one can be the suspect. A worker lost for
     another reason costs a careful attempt, and convicts an image only if that happens twice on the same one.
     Memory grows with the shards being read, not with those done.
     """

@@ -71,7 +71,7 @@ def _gpus_per_actor(nodes: Sequence[Node], wanted: float | None, light: bool) ->
 
 
 def _has_decoders(nodes: Sequence[Node]) -> bool:
-    """Whether machines without GPUs, beside some with, have so many CPUs that pixels are worth a way over the network."""
+    """Whether machines without GPUs, beside some with, have so many CPUs that pixels are worth a network's time."""
     others = sum(node.cpus for node in nodes if not node.gpus)
     return any(node.gpus for node in nodes) and others * WORTH >= sum(node.cpus for node in nodes)
 
