@@ -27,7 +27,7 @@ class Attempt:
 class Standing:
     """How far a shard is, or all shards of a run are together."""
 
-    shards: float = 0.0  # of one shard the part that was read, by bytes
+    shards: float = 0.0  # of one shard the part that was embedded: of its bytes, less what was read and waits
     images: int = 0
     rejects: int = 0
     waiting: int = 0  # images begun, and not yet embedded

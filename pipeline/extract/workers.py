@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,9 @@ class _Advance:
         images = len(batch.pixels_NCHW)
         rejects = len(batch.items) - images
         before = self._standing
-        self._standing = Standing(batch.fraction, before.images + images, before.rejects + rejects, batch.waiting)
+        self._standing = Standing(0.0, before.images + images, before.rejects + rejects, batch.waiting)
+        done = self._standing.images + self._standing.rejects
+        self._standing = replace(self._standing, shards=batch.fraction * done / (done + batch.waiting))
         if time.monotonic() - self._told_at >= ADVANCE_S:
             self._ledger.advance.remote(self._shard, self._standing)
             self._told_at = time.monotonic()

@@ -101,7 +101,7 @@ def read_artifact(path: str | Place) -> Artifact:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise TableError(
             f"{path} is no artifact, a folder with {MANIFEST} and {TENSORS} ({type(error).__name__}: {error}); "
-            "give the folder that `shoal cluster` wrote."
+            "give a folder that shoal wrote."
         ) from error
     found = _digest(_canonical(kind, manifest), packed)
     if found != expected:

@@ -102,7 +102,7 @@ class CheckpointStore:
 
     @property
     def newest(self) -> int:
-        """The number of the newest checkpoint, whole or not; -1 when there is none. Costs one listing, and fails as it."""
+        """The number of the newest checkpoint, whole or not; -1 when there is none. As dear as one listing."""
         manifests = self._manifests()
         return int(manifests[-1].stem) if manifests else -1
 

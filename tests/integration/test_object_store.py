@@ -20,15 +20,14 @@ from jobs.cli import app
 from models.errors import ShoalError
 from pipeline.cluster.published import published
 from pipeline.ingest.digits import digits
-from pipeline.ingest.locate import read_range
-from pipeline.ingest.shards import Reject, Sample, ShardSummary, list_shards, read_samples
+from pipeline.ingest.shards import Sample, ShardSummary, read_samples
 from pipeline.ingest.write import ShardConfig, write_samples
 from pipeline.tables.artifacts import MANIFEST, TENSORS
 from pipeline.tables.collection import Collection
 from pipeline.tables.imports import import_files
 from pipeline.tables.place import children, place
 from pipeline.tables.samples import TableProperties, embedding_matrix
-from pipeline.tables.schema import REJECTED, Reason, TableError
+from pipeline.tables.schema import REJECTED, TableError
 from pipeline.train.checkpoints import Checkpoint, CheckpointStore
 
 SETTINGS = (
@@ -99,9 +98,7 @@ def in_a_ray(*arguments: object) -> None:
     assert child.returncode == 0, child.stdout + child.stderr
 
 
-def test_shards_of_a_store_are_extracted_into_a_table_there(
-    bucket: ObjectStore, shards: list[Path], tmp_path: Path
-) -> None:
+def test_shards_of_a_store_are_extracted_into_a_table_there(bucket: ObjectStore, shards: list[Path]) -> None:
     upload(shards[:2], f"{bucket.url}/shards")
     remote = f"{bucket.url}/a table"
     in_a_ray("extract", f"{bucket.url}/shards", "--output", remote, *SETS)
@@ -340,21 +337,3 @@ def test_no_credential_is_written_or_told(bucket: ObjectStore, monkeypatch: pyte
         assert "*** may not" in told.output
         assert "the-secret" not in told.output
         bucket.faults.clear()
-
-
-def test_no_credential_is_in_what_is_said_of_a_shard(bucket: ObjectStore, shards: list[Path]) -> None:
-    upload(shards[:1], bucket.url)
-    shard = f"{bucket.url}/{shards[0].name}"
-    (sample, *_) = (each for each in read_samples(shard) if isinstance(each, Sample))
-    bucket.fail("^(GET|HEAD) ", FORBIDDEN, times=100)
-    (reject,) = read_samples(shard)
-    assert isinstance(reject, Reject)
-    assert reject.reason == Reason.unreadable_shard
-    with pytest.raises(ShoalError, match=f"{shard} cannot be read") as unread:
-        read_range(shard, sample.offset, sample.size)
-    with pytest.raises(ShoalError, match=f"{bucket.url} cannot be listed") as unlisted:
-        list_shards([bucket.url])
-    for told in (str(reject.detail), str(unread.value), str(unlisted.value)):
-        assert "ACCESS_DENIED" in told
-        assert "the-secret" not in told
-    assert "*** may not" in str(unlisted.value)

@@ -93,3 +93,12 @@ def test_other_artifacts_and_folders_are_refused(original: Backbone, store: Arti
     tensors.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(TableError, match="changed"):
         open_backbone(BackboneConfig(weights=str(folder)))
+
+
+@pytest.mark.parametrize(
+    "weights", ["s3://bucket/swav_800ep.pth.tar", "https://host/vit.pth?X-Amz-Signature=secret", "file:///a/VIT.PTH"]
+)
+def test_a_checkpoint_behind_a_url_is_refused_before_anything_is_asked_for(weights: str) -> None:
+    with pytest.raises(ShoalError, match="must be a file on this machine") as caught:
+        open_backbone(BackboneConfig(weights=weights))
+    assert "secret" not in str(caught.value)

@@ -11,10 +11,13 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from object_store import FORBIDDEN, ObjectStore
 
 from models.errors import ShoalError
 from pipeline.ingest.locate import read_range
-from pipeline.ingest.shards import Sample, read_samples
+from pipeline.ingest.shards import Reject, Sample, list_shards, read_samples
+from pipeline.tables.place import place
+from pipeline.tables.schema import Reason
 
 IMAGES = [(f"{index}.jpg", random.Random(index).randbytes(1000 * index)) for index in range(8)]
 
@@ -63,3 +66,21 @@ def test_a_shard_that_changed_or_went_is_said_in_a_sentence(shard_of: Callable[.
             read_range(shard_of(content), 700, 500)
     with pytest.raises(ShoalError, match=r"none\.tar cannot be read .*put it back under that name, or extract again"):
         read_range(str(tmp_path / "none.tar"), 0, 1)
+
+
+def test_no_credential_is_in_what_is_said_of_a_shard(bucket: ObjectStore, tar_of: Callable[..., bytes]) -> None:
+    shard = f"{bucket.url}/a.tar"
+    place(shard).write_bytes(tar_of(IMAGES))
+    (sample, *_) = (each for each in read_samples(shard) if isinstance(each, Sample))
+    bucket.fail("^(GET|HEAD) ", FORBIDDEN, times=100)
+    (reject,) = read_samples(shard)
+    assert isinstance(reject, Reject)
+    assert reject.reason == Reason.unreadable_shard
+    with pytest.raises(ShoalError, match=f"{shard} cannot be read") as unread:
+        read_range(shard, sample.offset, sample.size)
+    with pytest.raises(ShoalError, match=f"{bucket.url} cannot be listed") as unlisted:
+        list_shards([bucket.url])
+    for told in (str(reject.detail), str(unread.value), str(unlisted.value)):
+        assert "ACCESS_DENIED" in told
+        assert "the-secret" not in told
+    assert "*** may not" in str(unlisted.value)
