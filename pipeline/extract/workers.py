@@ -117,9 +117,11 @@ class Run:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        # With the driver, which no run outlives anyhow: any other machine may be lost.
+        # With the driver, which no run outlives anyhow: any other machine may be lost. A ledger that dies begins anew:
+        # it has forgotten deaths and progress, and no row depends on those.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._ledger: Any = ray.remote(Ledger).options(num_cpus=0, scheduling_strategy=here).remote(job.pool.streams)
+        options = {"num_cpus": 0, "scheduling_strategy": here, "max_restarts": -1, "max_task_retries": -1}
+        self._ledger: Any = ray.remote(Ledger).options(**options).remote(job.pool.streams)
 
     def results(self, shards: Sequence[str]) -> Generator[ShardResult]:
         """Results as they come. Closing the iterator stops the workers.

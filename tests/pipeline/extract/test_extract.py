@@ -207,6 +207,29 @@ def test_an_image_that_kills_its_worker_is_a_reject_and_all_others_are_rows(
     assert table.samples.done_shards() == {bad, good}
 
 
+def test_a_ledger_that_is_killed_stops_nothing(
+    ray_session: None,
+    shards: list[str],
+    whole: tuple[Collection, ExtractSummary],
+    pixels: BackboneConfig,
+    tmp_path: Path,
+) -> None:
+    killed = tmp_path / "killed"
+
+    def decoder(image: bytes) -> Tensor:
+        if not killed.exists():
+            titles = {path.parent: path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
+            [ledger] = [int(folder.name) for folder, title in titles.items() if title.startswith(b"ray::Ledger")]
+            killed.write_text(str(ledger))
+            os.kill(ledger, signal.SIGKILL)
+        return decode(image)
+
+    table = Collection.create(tmp_path / "table")
+    extract(shards, table, pixels, ExtractConfig(actors=1, batch_size=4), decoder)
+    assert killed.exists()
+    assert content(table).equals(content(whole[0]))
+
+
 def test_results_are_grouped_by_number_or_by_time() -> None:
     results = [ShardResult(f"{i}") for i in range(5)]
     patient, hasty = ExtractConfig(commit_shards=2), ExtractConfig(commit_shards=2, commit_interval_s=0)
