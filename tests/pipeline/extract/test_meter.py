@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import ray
 
 from models.backbones import BackboneConfig
@@ -32,7 +33,15 @@ def exported() -> dict[str, float]:
 
 def settled() -> dict[str, float]:
     """What is exported once earlier workers have told all they had."""
-    last = exported()
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            last = exported()
+            break
+        except OSError:  # Ray's agent is not up yet
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(1)
     for _ in range(20):
         time.sleep(3)
         if (now := exported()) == last:
@@ -41,6 +50,7 @@ def settled() -> dict[str, float]:
     return last
 
 
+@pytest.mark.slow
 def test_images_rejects_bytes_and_stages_are_counted(
     ray_session: None, tar: Callable[..., str], png: Callable[..., bytes], pixels: BackboneConfig, tmp_path: Path
 ) -> None:

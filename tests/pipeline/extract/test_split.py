@@ -40,6 +40,7 @@ def test_both_layouts_make_the_same_table(
     assert summary.stage_seconds["decode"] > 0  # told by the tasks
 
 
+@pytest.mark.slow
 def test_an_image_that_kills_its_task_is_a_reject_and_the_worker_lives(
     tar: Callable[..., str], png: Callable[..., bytes], pixels: BackboneConfig, tmp_path: Path
 ) -> None:
