@@ -98,6 +98,7 @@ def in_a_ray(*arguments: object) -> None:
     assert child.returncode == 0, child.stdout + child.stderr
 
 
+@pytest.mark.slow
 def test_shards_of_a_store_are_extracted_into_a_table_there(bucket: ObjectStore, shards: list[Path]) -> None:
     upload(shards[:2], f"{bucket.url}/shards")
     remote = f"{bucket.url}/a table"
@@ -150,6 +151,7 @@ def test_several_workers_fit_a_table_in_a_store(bucket: ObjectStore, tmp_path: P
     assert not (place(tables[1]) / "unfinished/dpm").exists()
 
 
+@pytest.mark.slow
 def test_embeddings_to_report_without_a_ray(bucket: ObjectStore, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     label_N = np.repeat(np.arange(4), 50)
