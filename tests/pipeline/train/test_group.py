@@ -180,7 +180,7 @@ def test_a_group_fits_what_one_process_does(by_value: None, saved: SavedRows, tm
 
 
 def test_a_worker_opens_the_storage_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "name")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "opened-here-only")
     monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "aGlkZGVu")
     message = pickle.dumps(_Storage(place("az://box/run")))
     assert b"aGlkZGVu" not in message
