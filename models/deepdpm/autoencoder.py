@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -24,7 +24,7 @@ from models.deepdpm.network import DeepDPMNet
 from models.deepdpm.objective import DeepDPMObjective
 from models.deepdpm.search import part, prefixed
 from models.moments import Moments, moments_of_sets
-from models.objective import Batch, EpochEnd, Loss, Passes, Sum, Surgery
+from models.objective import Batch, EpochEnd, Loss, Passes, Plan, Reduce, Surgery
 from models.rows import in_blocks
 
 S = TypeVar("S", bound=Stats)
@@ -117,8 +117,9 @@ class AutoencodedDeepDPMObjective:
         self.config = config
         self.inner = DeepDPMObjective(config.clusters)
         self._phase, self._steps, self._began, self._turn = _PRETRAIN, 0, 0, 0
+        self._plan: Plan | None = None
 
-    def build(self, data: DataSummary) -> AutoencodedNet:
+    def build(self, data: DataSummary, plan: Plan) -> AutoencodedNet:
         """An autoencoder seeded by `data.seed`, and DeepDPM's networks for its first, untrained codes."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(data.seed)
@@ -128,7 +129,8 @@ class AutoencodedDeepDPMObjective:
         sample_MC = _codes(net, data.sample_MD)
         covariance_CC = torch.cov(sample_MC.double().T, correction=0).reshape(self.config.code, -1)
         codes = DataSummary(data.rows, sample_MC.double().mean(dim=0), covariance_CC, sample_MC, data.seed)
-        net.clusters = self.inner.build(codes)
+        self._plan = plan
+        net.clusters = self.inner.build(codes, plan)
         return net
 
     def groups(self, net: nn.Module) -> list[dict[str, Any]]:
@@ -137,13 +139,13 @@ class AutoencodedDeepDPMObjective:
         autoencoder = [*net.encoder.parameters(), *net.decoder.parameters()]
         return [{"params": autoencoder, "lr": self.config.learning_rate}, *self.inner.groups(net.clusters)]
 
-    def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Sum) -> Loss:
+    def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Reduce) -> Loss:
         """That of the phase; reconstruction is reported in all of them."""
         net = cast(AutoencodedNet, net)
         if self._phase == _CLUSTER:
             with torch.no_grad():
                 code_BC, error_B = net(batch.x_BD)
-            found = self.inner.loss(net.clusters, Batch(code_BC.float(), batch.row_B), step, reduce)
+            found = self.inner.loss(net.clusters, replace(batch, views=(code_BC.float(),)), step, reduce)
             return Loss(found.total, {**found.scalars, "reconstruction": error_B.mean()})
         code_BC, error_B = net(batch.x_BD)
         error = error_B.mean()
@@ -155,7 +157,7 @@ class AutoencodedDeepDPMObjective:
     def after_backward(self, net: nn.Module, step: int) -> None:
         """Nothing: gradients are taken as they are."""
 
-    def after_step(self, net: nn.Module, batch: Batch, step: int, reduce: Sum) -> None:
+    def after_step(self, net: nn.Module, batch: Batch, step: int, reduce: Reduce) -> None:
         """Counts the step, and DeepDPM's in its turns."""
         self._steps += 1
         if self._phase == _CLUSTER:
@@ -181,7 +183,7 @@ class AutoencodedDeepDPMObjective:
         if not first:
             return _outer(self.inner.restart(net.clusters, codes.data, codes), settled=False)
         device = net.scale.device
-        net.clusters = self.inner.build(codes.data).to(device)
+        net.clusters = self.inner.build(codes.data, cast(Plan, self._plan)).to(device)
         fresh = {name: torch.full((len(value),), -1) for name, value in net.clusters.named_parameters()}
         return EpochEnd(Surgery(prefixed("clusters.", fresh)), clusters=net.clusters.last.out_features)
 

@@ -27,7 +27,7 @@ from models.deepdpm.statistics import NetStats, net_statistics, occupancy
 from models.deepdpm.surgery import rebase, regrow, renew, resize
 from models.dpm.prior import NIW, niw_from
 from models.moments import Moments
-from models.objective import Batch, EpochEnd, Loss, Passes, Sum, Surgery
+from models.objective import Batch, EpochEnd, Loss, Passes, Plan, Reduce, Surgery
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class DeepDPMObjective:
     def search(self, search: Search) -> None:
         self._search, self._targets = search, None
 
-    def build(self, data: DataSummary) -> DeepDPMNet:
+    def build(self, data: DataSummary, plan: Plan) -> DeepDPMNet:
         """Networks for the first clusters (k-means cells of the sample), seeded by `data.seed`.
 
         Raises ShoalError when the prior is impossible in this dimension or the sample is not finite.
@@ -113,7 +113,7 @@ class DeepDPMObjective:
             {"params": list(net.sub.parameters()), "lr": self.config.sub_learning_rate},
         ]
 
-    def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Sum) -> Loss:
+    def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Reduce) -> Loss:
         """L_cl + L_sub; they share no parameters. Distances are in units of the data's mean variance."""
         said: Responses = net(batch.x_BD)
         prior, scale = self.search.prior, self._scale()
@@ -128,7 +128,7 @@ class DeepDPMObjective:
     def after_backward(self, net: nn.Module, step: int) -> None:
         """Nothing: gradients are taken as they are."""
 
-    def after_step(self, net: nn.Module, batch: Batch, step: int, reduce: Sum) -> None:
+    def after_step(self, net: nn.Module, batch: Batch, step: int, reduce: Reduce) -> None:
         """Counts the step; the mixture changes between epochs."""
         self._search = replace(self.search, steps=self.search.steps + 1)  # its targets stay what they are
 

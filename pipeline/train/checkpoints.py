@@ -1,6 +1,6 @@
 """The second seam: numbered checkpoints in a folder, each of which is there whole or not at all.
 
-Number 0 is what a run began with, and stays; of the others the last two are kept.
+Number 0 is what a run began with, and stays; of the others the newest are kept, and those that were asked for.
 
 A checkpoint is a safetensors file and a JSON manifest that names it, with its size and SHA-256. The manifest appears
 last and whole, so that a checkpoint exists when its manifest does; what is damaged later is found by the digest.
@@ -32,7 +32,7 @@ from models.errors import ShoalError
 from pipeline.tables.place import Place, children, place, write_whole
 from pipeline.train.world import World
 
-_KEEP = 2  # the newest, and the one before for the day that the newest is damaged
+_KEEP = 2  # at least: the newest, and the one before for the day that the newest is damaged
 _DIGITS = 9
 _MANIFEST = re.compile(r"\d+\.json")
 _DAMAGE = (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError, SafetensorError)  # no other OSError:
@@ -56,9 +56,12 @@ def fingerprint(**parts: Any) -> str:
 class CheckpointStore:
     """The checkpoints of one run, in a folder that holds nothing else. Picklable; the first one makes the folder."""
 
-    def __init__(self, folder: str | Place, fingerprint: str) -> None:
+    def __init__(self, folder: str | Place, fingerprint: str, keep: int = _KEEP, every: int | None = None) -> None:
+        """The newest `keep` stay (two at least), and those whose number is a multiple of `every`."""
         self.folder = place(folder)
         self._fingerprint = fingerprint
+        self._keep = max(keep, _KEEP)
+        self._every = every
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint, on disk when this returns, and remove what is not needed any more.
@@ -143,12 +146,17 @@ class CheckpointStore:
             )
 
     def _clean(self, saved: Place) -> None:
-        """Remove what is older than the last two, and what killed processes left behind up to there.
+        """Remove what is older than those to be kept, and what killed processes left behind up to there.
 
-        Not what was just saved: it is older than the last two where those are damaged.
+        Not what was just saved: it is older than the newest where those are damaged.
         """
         manifests = self._manifests()
-        kept = [path for path in manifests if path in (self._path(0), saved, *manifests[-_KEEP:])]
+        kept = [
+            path
+            for path in manifests
+            if path in (self._path(0), saved, *manifests[-self._keep :])
+            or (self._every is not None and int(path.stem) % self._every == 0)
+        ]
         needed = {path.name for path in kept} | {_tensors_of(path) for path in kept}
         for path in children(self.folder):
             number = path.name[:_DIGITS]  # newer ones are being written by somebody at this moment

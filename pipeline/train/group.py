@@ -46,6 +46,7 @@ class Workers:
     cpus: int
     gpus: int
     max_failures: int
+    least: int | None = None  # with how many the work may begin where there is no room for `count`
 
 
 def run_group(
@@ -75,7 +76,7 @@ def run_group(
         partial(_worker, work, workers, folder),
         torch_config=ray.train.torch.TorchConfig(timeout_s=_TIMEOUT_S),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.count,
+            num_workers=workers.count if workers.least is None else (workers.least, workers.count),
             use_gpu=workers.gpus > 0,
             resources_per_worker={"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {}),
         ),
@@ -137,10 +138,11 @@ def _require_room(ray: Any, workers: Workers) -> None:
     if not ray.is_initialized():
         raise ShoalError(f"{workers.count} workers need a Ray session but there is none; start one, or set workers=1.")
     there = ray.cluster_resources()
+    least = workers.least or workers.count
     for name, each in (("CPU", workers.cpus), ("GPU", workers.gpus)):
-        if workers.count * each > there.get(name, 0):
+        if least * each > there.get(name, 0):
             raise ShoalError(
-                f"{workers.count} workers with {each} {name} each need {workers.count * each} {name} but the cluster "
+                f"{least} workers with {each} {name} each need {least * each} {name} but the cluster "
                 f"has {there.get(name, 0):g}; set workers lower, or wait until its nodes are up."
             )
 

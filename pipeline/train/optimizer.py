@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from timm.optim import Lars
 from torch import Tensor, nn
 
 from models.errors import ShoalError
@@ -27,17 +28,23 @@ def make_optimizer(config: TrainConfig, objective: Objective, net: nn.Module) ->
         raise ShoalError(
             "The objective's groups hold a parameter that its network does not have; build them from net.parameters()."
         )
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+        return torch.optim.Adam(groups, **common)
+    common |= {"momentum": config.momentum, "nesterov": config.nesterov}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, **common)
+    # You, Gitman and Ginsburg (2017): every layer's step is scaled, as SwAV does it; parameters without decay are not.
+    return Lars(groups, trust_coeff=config.trust, **common)
 
 
 def schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, epochs: float) -> None:
     """Set each group's learning rate for a step that is taken after `epochs` (a fraction, too) of training."""
-    factor = min(1.0, epochs / config.warmup_epochs) if config.warmup_epochs else 1.0
+    risen = min(1.0, epochs / config.warmup_epochs) if config.warmup_epochs else 1.0
+    factor = config.warmup_start + (1 - config.warmup_start) * risen
     if config.schedule == "cosine" and epochs > config.warmup_epochs:
         done = (epochs - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
-        factor = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        factor = config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
         group["lr"] = group["initial_lr"] * factor

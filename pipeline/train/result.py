@@ -27,6 +27,7 @@ class Fit:
     moves: tuple[tuple[int, Move], ...]  # (pass, move)
     settled: bool
     scalars: tuple[Mapping[str, float], ...] = ()  # means over the rows of each epoch, the loss among them
+    warnings: tuple[str, ...] = ()  # of the objective, for whoever reads the result
     seconds: float = 0.0  # wall time of the passes of a fit, without starting, reading rows and saving
 
 

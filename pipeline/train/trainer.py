@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -9,18 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.clusterer import DataSummary
 from models.errors import ShoalError
 from models.objective import Objective
 from pipeline.cluster.threads import threads
 from pipeline.progress import Progress, silent
+from pipeline.tables.place import Place
 from pipeline.train.checkpoints import Checkpoint, CheckpointStore, shared
 from pipeline.train.config import TrainConfig
-from pipeline.train.loop import Run, RunPasses, Trainer
+from pipeline.train.feed import Embeddings, Source
+from pipeline.train.loop import Run, Trainer, plan_of
+from pipeline.train.metrics import Recorder
 from pipeline.train.optimizer import flatten, make_optimizer, read_state, unflatten, write_state
-from pipeline.train.passes import WorkerRows
 from pipeline.train.result import Fit, story_from, story_record
-from pipeline.train.rows import HeldRows, RowSource, all_rows, kept, span
+from pipeline.train.rows import HeldRows, RowSource, kept
 from pipeline.train.world import Alone, World
 
 STEP = "train"
@@ -37,7 +42,7 @@ def train(
     """Train on resident (or memory-mapped) float32 rows; `row_N` are their stable int64 hashes.
 
     With a `store` a run that was stopped goes on from its last checkpoint, to the same result. Raises ShoalError when
-    there are no rows, the loss is not finite, or the store has checkpoints of another run.
+    there are no rows, the loss stays without a finite value, or the store has checkpoints of another run.
     """
     return train_rows(objective, HeldRows(x_ND, row_N), config, on_progress, store)
 
@@ -51,45 +56,140 @@ def train_rows(
 ) -> Fit:
     """As `train`, for rows that workers can read by themselves."""
     if config.workers == 1:
-        with threads(config.cpus_per_worker):
-            return _fit_of(run_worker(objective, source, config, Alone(_device(config)), store, on_progress))
-    from pipeline.train.group import Workers, run_group  # noqa: PLC0415  Ray takes seconds to import
-
-    workers = Workers(config.workers, config.cpus_per_worker, config.gpus_per_worker, config.max_failures)
+        return fit_of(_alone(objective, Embeddings(source), config, Setting(store, on_progress=on_progress)))
     with kept(store, source) as (checkpoints, rows):
-        work = partial(run_worker, objective, rows, config, store=checkpoints)
-        run_group(work, workers, checkpoints, lambda epoch: on_progress(STEP, epoch, config.epochs))
-        return _fit_of(_trained(objective, config, checkpoints))
+        return fit_of(_together(objective, Embeddings(rows), config, Setting(checkpoints, on_progress=on_progress)))
+
+
+def train_source(
+    objective: Objective,
+    source: Source,
+    config: TrainConfig,
+    store: CheckpointStore,
+    on_progress: Progress = silent,
+    metrics: Place | None = None,
+) -> Run:
+    """As `train`, on any source; `metrics` is a folder for what can be watched while it runs (see Recorder).
+
+    The run comes back with its network on the CPU where workers trained it, and where this process did on its device.
+    """
+    how = _alone if config.workers == 1 else _together
+    return how(objective, source, config, Setting(store, metrics, on_progress))
+
+
+def fit_of(run: Run) -> Fit:
+    """The clusterer that was trained, and the story."""
+    model = run.objective.clusterer(run.net.eval())
+    return Fit(
+        model,
+        None,
+        tuple(run.history),
+        tuple(run.moves),
+        run.settled,
+        tuple(run.scalars),
+        warnings=tuple(sentence for _, sentence in run.warnings),
+    )
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run leaves behind while it is under way, and who is told of it."""
+
+    store: CheckpointStore | None = None
+    metrics: Place | None = None
+    on_progress: Progress = silent
 
 
 def run_worker(
-    objective: Objective,
-    source: RowSource,
-    config: TrainConfig,
-    world: World,
-    store: CheckpointStore | None = None,
-    on_progress: Progress = silent,
+    objective: Objective, source: Source, config: TrainConfig, world: World, setting: Setting | None = None
 ) -> Run:
-    """What each worker does, from its rows to the last checkpoint."""
-    rows = all_rows(source, world)
-    begin, end = span(len(rows), config.block_rows, world.rank, world.size)
-    mine = WorkerRows(rows[begin:end], world, config.block_rows, config.cpus_per_worker)
-    speaker = store if world.rank == 0 else None
-    data = _summary(mine, config, world, speaker)
-    run = _fresh(objective, config, data, world.device)
-    trainer = Trainer(config, rows, RunPasses(data, mine), world)
-    found = shared(speaker.latest() if speaker else None, world)
-    if found is None or found.number == 0:
-        trainer.start(run)
-    else:
+    """What each worker does, from opening its data to the last checkpoint."""
+    setting = setting or Setting()
+    store = setting.store if world.rank == 0 else None
+    feed = source.open(config, config.batch_rows, world, store)
+    run = _fresh(objective, config, feed.data, world.device)
+    found = shared(store.latest() if store else None, world)
+    if found is not None and found.number > 0:
         _restore(run, config, found)
-    while run.epoch < config.epochs and not run.settled:
-        trainer.epoch(run)
-        over = run.settled or run.epoch == config.epochs
-        if speaker and (over or run.epoch % config.checkpoint_every == 0):
-            speaker.save(_checkpoint(run))
-        on_progress(STEP, run.epoch, config.epochs)
+    with closing(_Watcher(config, world, store, setting.on_progress)) as watcher:
+        watcher.record(setting.metrics if world.rank == 0 else None, run.steps)
+        trainer = Trainer(config, feed, world, watcher)
+        if found is None or found.number == 0:
+            trainer.start(run)
+        while not run.over:
+            told = len(run.warnings)
+            trainer.epoch(run)
+            watcher.ended(run, run.warnings[told:])
     return run
+
+
+class _Watcher:
+    """Saves, records and tells how far it is. Every worker has one, for whether to save is decided by worker 0."""
+
+    def __init__(self, config: TrainConfig, world: World, store: CheckpointStore | None, on_progress: Progress) -> None:
+        self._config = config
+        self._world = world
+        self._store = store
+        self._on_progress = on_progress
+        self._recorder: Recorder | None = None
+        self._saved = time.monotonic()
+
+    def record(self, folder: Place | None, steps: int) -> None:
+        """From now on keep metrics in a folder, where a run of so many steps left some."""
+        self._recorder = None if folder is None else Recorder(folder, steps)
+
+    def logged(self, run: Run, means: Mapping[str, float]) -> None:
+        """As of Watcher."""
+        if self._recorder:
+            self._recorder.record(run.steps, means)
+        if run.taken == run.plan.steps:
+            return  # the epoch is not over before the objective has had its say
+        if self._config.checkpoint_minutes is not None and self._time_is_up(self._config.checkpoint_minutes):
+            self._save(run)
+        self._on_progress(STEP, run.steps, run.plan.steps * run.plan.epochs)
+
+    def ended(self, run: Run, warnings: list[tuple[int, str]]) -> None:
+        """An epoch is over."""
+        if self._recorder:
+            for _, sentence in warnings:
+                self._recorder.note(run.steps, sentence)
+        if run.over or run.epoch % self._config.checkpoint_every == 0:
+            self._save(run)
+        self._on_progress(STEP, run.steps, run.plan.steps * run.plan.epochs)
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        if self._recorder:
+            self._recorder.close()
+
+    def _time_is_up(self, minutes: float) -> bool:
+        late = self._world.rank == 0 and time.monotonic() - self._saved > 60 * minutes
+        return bool(self._world.sum(torch.tensor(int(late)))[0])
+
+    def _save(self, run: Run) -> None:
+        if self._recorder:
+            self._recorder.flush()  # first: what follows a checkpoint is made again, what comes before it is not
+        if self._store:
+            self._store.save(_checkpoint(run))
+        self._saved = time.monotonic()
+
+
+def _alone(objective: Objective, source: Source, config: TrainConfig, setting: Setting) -> Run:
+    with threads(config.cpus_per_worker):
+        return run_worker(objective, source, config, Alone(_device(config)), setting)
+
+
+def _together(objective: Objective, source: Source, config: TrainConfig, setting: Setting) -> Run:
+    from pipeline.train.group import Workers, run_group  # noqa: PLC0415  Ray takes seconds to import
+
+    assert setting.store is not None  # noqa: S101 - both callers have one
+    workers = Workers(
+        config.workers, config.cpus_per_worker, config.gpus_per_worker, config.max_failures, config.min_workers
+    )
+    plan = plan_of(source.rows, config)
+    work = partial(run_worker, objective, source, config, setting=Setting(setting.store, setting.metrics))
+    run_group(work, workers, setting.store, lambda n: setting.on_progress(STEP, n, plan.steps * plan.epochs))
+    return _trained(objective, source, config, setting.store)
 
 
 def _device(config: TrainConfig) -> torch.device:
@@ -101,45 +201,26 @@ def _device(config: TrainConfig) -> torch.device:
     return torch.device("cuda" if config.gpus_per_worker else "cpu")
 
 
-def _fresh(objective: Objective, config: TrainConfig, data: DataSummary, device: torch.device) -> Run:
+def _fresh(objective: Objective, config: TrainConfig, data: Any, device: torch.device) -> Run:
+    plan = plan_of(data.rows, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        net = objective.build(data).to(device)
-    return Run(objective, net, make_optimizer(config, objective, net))
+        net = objective.build(data, plan).to(device)
+    return Run(objective, net, make_optimizer(config, objective, net), plan)
 
 
-def _trained(objective: Objective, config: TrainConfig, store: CheckpointStore) -> Run:
+def _trained(objective: Objective, source: Source, config: TrainConfig, store: CheckpointStore) -> Run:
     """What the workers of a group came to."""
-    first, last = store.first(), store.latest()
-    if first is None or last is None or not (last.number == config.epochs or last.record["settled"]):
+    last = store.latest()
+    over = plan_of(source.rows, config).steps * config.epochs
+    if last is None or not (last.number == over or last.record["settled"]):
         raise ShoalError(
             f"The workers have ended, but {store.folder} lacks their last checkpoint for this process; "
             "put the table on storage that all machines share."
         )
-    run = _fresh(objective, config, _summary_from(first), torch.device("cpu"))
+    run = _fresh(objective, config, source.summary(config, store), torch.device("cpu"))
     _restore(run, config, last)
     return run
-
-
-def _fit_of(run: Run) -> Fit:
-    model = run.objective.clusterer(run.net.eval())
-    return Fit(model, None, tuple(run.history), tuple(run.moves), run.settled, tuple(run.scalars))
-
-
-def _summary(mine: WorkerRows, config: TrainConfig, world: World, store: CheckpointStore | None) -> DataSummary:
-    """From the store, where an earlier attempt left it, or by two passes over the rows."""
-    found = shared(store.first() if store else None, world)
-    if found is not None:
-        return _summary_from(found)
-    data = mine.summarize(config.sample_rows, config.seed)
-    if store:
-        tensors = {"mean_D": data.mean_D, "covariance_DD": data.covariance_DD, "sample_MD": data.sample_MD}
-        store.save(Checkpoint(0, {"rows": data.rows, "seed": data.seed}, tensors))
-    return data
-
-
-def _summary_from(found: Checkpoint) -> DataSummary:
-    return DataSummary(found.record["rows"], **found.tensors, seed=found.record["seed"])
 
 
 def _checkpoint(run: Run) -> Checkpoint:
@@ -149,8 +230,11 @@ def _checkpoint(run: Run) -> Checkpoint:
         "objective": run.objective.state(),
     }
     tensors = {f"{part}.{name}": value for part, known in parts.items() for name, value in known.items()}
-    record: dict[str, Any] = story_record(run.history, run.moves)
-    return Checkpoint(run.epoch, record | {"scalars": run.scalars, "settled": run.settled}, tensors)
+    record: dict[str, Any] = story_record(run.history, run.moves) | {name: getattr(run, name) for name in _KEPT}
+    return Checkpoint(run.steps, record, tensors)
+
+
+_KEPT = ("epoch", "taken", "scalars", "sums", "skipped", "settled", "warnings")
 
 
 def _restore(run: Run, config: TrainConfig, found: Checkpoint) -> None:
@@ -162,6 +246,7 @@ def _restore(run: Run, config: TrainConfig, found: Checkpoint) -> None:
     run.net.load_state_dict(parts["net"])
     run.optimizer = make_optimizer(config, run.objective, run.net)
     write_state(run.optimizer, run.net, unflatten(parts["optimizer"], run.net))
-    run.epoch = found.number
     run.history, run.moves = story_from(found.record)
-    run.scalars, run.settled = list(found.record["scalars"]), found.record["settled"]
+    for name in _KEPT:
+        setattr(run, name, found.record[name])
+    run.warnings = [(epoch, sentence) for epoch, sentence in found.record["warnings"]]

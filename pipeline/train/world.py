@@ -44,6 +44,10 @@ class World(Protocol):
         """Sums over workers, equal to the last bit on all of them; the summands stay as they are."""
         ...
 
+    def max(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Element-wise maxima over workers; the tensors stay as they are."""
+        ...
+
     def sum_in_place(self, tensors: Sequence[Tensor]) -> None:
         """As `sum`, into the summands themselves, which are contiguous: memory beside them is one chunk."""
         ...
@@ -68,6 +72,10 @@ class Alone:
 
     def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The summands themselves."""
+        return tensors
+
+    def max(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The tensors themselves."""
         return tensors
 
     def sum_in_place(self, tensors: Sequence[Tensor]) -> None:
@@ -100,16 +108,25 @@ class Group:
 
     def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """All-reduced copies."""
-        copies = tuple(tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in tensors)
+        copies = _copies(tensors)
         self.sum_in_place(copies)
+        return copies
+
+    def max(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """All-reduced copies."""
+        copies = _copies(tensors)
+        self._reduce(copies, dist.ReduceOp.MAX)
         return copies
 
     def sum_in_place(self, tensors: Sequence[Tensor]) -> None:
         """All-reduce; small tensors of one type travel together, large ones in chunks."""
+        self._reduce(tensors, dist.ReduceOp.SUM)
+
+    def _reduce(self, tensors: Sequence[Tensor], how: dist.ReduceOp.RedOpType) -> None:
         for pieces in _chunks(tensors):
             buffer = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
             moved = buffer.to(self.device)  # NCCL sums nothing that is not on a GPU
-            dist.all_reduce(moved)
+            dist.all_reduce(moved, how)
             if moved is not pieces[0]:
                 for piece, total in zip(pieces, moved.split([len(piece) for piece in pieces]), strict=True):
                     piece.copy_(total)
@@ -137,6 +154,10 @@ def sum_stats(stats: S, world: World) -> S:
     tensors = {name: tensor.contiguous() for name, tensor in stats.tensors().items()}
     world.sum_in_place(list(tensors.values()))
     return stats.with_tensors(tensors)
+
+
+def _copies(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in tensors)
 
 
 def _chunks(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -20,8 +20,9 @@ from models.dpm.config import DPMConfig
 from models.errors import ShoalError
 from models.gmm import GMMConfig
 from models.kmeans import KMeansConfig
-from models.objective import Batch
+from models.objective import Plan, whole_batch
 from models.registry import ALGORITHMS, ClustererConfig, load, start
+from pipeline.train.world import Alone
 
 PASSES = 300  # a fit that has not settled by then never will
 
@@ -94,16 +95,16 @@ def trained(x_ND: Tensor, epochs: int) -> Clusterer:
     config = config_for("deepdpm", 4)
     assert isinstance(config, DeepDPMConfig)
     objective, passes = DeepDPMObjective(config), Held(x_ND)
-    net = objective.build(passes.data)
+    net = objective.build(passes.data, Plan(128, 8, 1))
     optimizer = torch.optim.SGD(objective.groups(net), lr=0.1)
     row_N, step = torch.arange(len(x_ND)), 0
     for epoch in range(epochs):
         for x_BD, row_B in zip(x_ND.split(100), row_N.split(100), strict=True):
-            batch = Batch(x_BD, row_B)
+            batch = whole_batch((x_BD,), row_B)
             optimizer.zero_grad()
-            objective.loss(net, batch, step, lambda *tensors: tensors).total.backward()
+            objective.loss(net, batch, step, Alone()).total.backward()
             optimizer.step()
-            objective.after_step(net, batch, step, lambda *tensors: tensors)
+            objective.after_step(net, batch, step, Alone())
             step += 1
         objective.on_epoch_end(net, epoch, passes)  # type: ignore[arg-type]
     return objective.clusterer(net)

@@ -16,11 +16,12 @@ from models.clusterer import Clusterer, DataSummary
 from models.deepdpm.autoencoder import AutoencodedDeepDPMConfig, AutoencodedDeepDPMObjective, load
 from models.deepdpm.config import DeepDPMConfig
 from models.errors import ShoalError
-from models.objective import Batch, Objective
+from models.objective import Objective, Plan, whole_batch
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.config import TrainConfig
 from pipeline.train.result import Fit
 from pipeline.train.trainer import train
+from pipeline.train.world import Alone
 
 CLUSTERS = DeepDPMConfig(initial_clusters=1, warmup=60, update=14, interval=60, freeze=30, axes=1, prior_scale=0.3)
 CONFIG = AutoencodedDeepDPMConfig(
@@ -87,8 +88,8 @@ def test_every_phase_trains_its_own_part_only() -> None:
     x_ND = digits()[0][:200]
     objective = AutoencodedDeepDPMObjective(CONFIG)
     summary = DataSummary(200, x_ND.double().mean(dim=0), torch.cov(x_ND.double().T, correction=0), x_ND, seed=0)
-    net = objective.build(summary)
-    objective.loss(net, Batch(x_ND, torch.arange(200)), 0, lambda *tensors: tensors).total.backward()
+    net = objective.build(summary, Plan(200, 1, 1))
+    objective.loss(net, whole_batch((x_ND,), torch.arange(200)), 0, Alone()).total.backward()
     assert all(parameter.grad is None for parameter in net.clusters.parameters())
 
 

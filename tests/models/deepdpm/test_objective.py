@@ -23,11 +23,13 @@ from models.deepdpm.search import Search
 from models.deepdpm.statistics import net_statistics
 from models.dpm.moves import log_split_ratio
 from models.errors import ShoalError
-from models.objective import Batch, Objective
+from models.objective import Objective, Plan, whole_batch
 from pipeline.train.config import TrainConfig
 from pipeline.train.result import Fit
 from pipeline.train.trainer import train
+from pipeline.train.world import Alone
 
+PLAN = Plan(128, 8, 500)
 FAST = DeepDPMConfig(initial_clusters=1, warmup=80, update=8, interval=40, freeze=20, axes=2)
 
 
@@ -50,7 +52,7 @@ def fitted(config: DeepDPMConfig, x_ND: Tensor, seed: int = 0, batch_size: int =
 
 
 def one_loss(objective: DeepDPMObjective, net: DeepDPMNet, x_BD: Tensor) -> Tensor:
-    return objective.loss(net, Batch(x_BD, torch.arange(len(x_BD))), 0, lambda *tensors: tensors).total
+    return objective.loss(net, whole_batch((x_BD,), torch.arange(len(x_BD))), 0, Alone()).total
 
 
 class Held:
@@ -112,7 +114,7 @@ def test_the_same_seed_gives_the_same_fit_and_blocks_do_not_matter() -> None:
 def trained(x_ND: Tensor, epochs: int, config: DeepDPMConfig = FAST) -> tuple[DeepDPMObjective, DeepDPMNet]:
     """Some epochs of plain training."""
     objective, passes = DeepDPMObjective(config), Held(x_ND)
-    net = objective.build(passes.data)
+    net = objective.build(passes.data, PLAN)
     for epoch in range(epochs):
         advance_epoch(objective, net, passes, epoch)
     return objective, net
@@ -124,7 +126,7 @@ def advance_epoch(objective: DeepDPMObjective, net: DeepDPMNet, passes: Held, ep
         optimizer.zero_grad()
         one_loss(objective, net, part).backward()
         optimizer.step()
-        objective.after_step(net, Batch(part, torch.arange(len(part))), step, lambda *tensors: tensors)
+        objective.after_step(net, whole_batch((part,), torch.arange(len(part))), step, Alone())
     return objective.on_epoch_end(net, epoch, passes).clusters
 
 
@@ -135,7 +137,7 @@ def test_a_run_goes_on_from_its_state_as_if_it_had_not_stopped() -> None:
     payload = safetensors.torch.save(objective.state())
     weights = {name: value.clone() for name, value in net.state_dict().items()}
     resumed = DeepDPMObjective(FAST)
-    fresh = resumed.build(summarise(x_ND))
+    fresh = resumed.build(summarise(x_ND), PLAN)
     resumed.load(safetensors.torch.load(payload), fresh)
     fresh.load_state_dict(weights)
     counts = []
@@ -327,7 +329,7 @@ def test_the_unit_of_the_data_does_not_matter() -> None:
 def test_an_impossible_prior_is_refused_with_both_numbers() -> None:
     x_ND, _ = planted(100, clusters=2)
     with pytest.raises(ShoalError, match=r"prior_degrees is 2 .* 3"):
-        DeepDPMObjective(DeepDPMConfig(prior_degrees=2.0)).build(summarise(x_ND))
+        DeepDPMObjective(DeepDPMConfig(prior_degrees=2.0)).build(summarise(x_ND), PLAN)
 
 
 def test_a_saved_model_assigns_as_before() -> None:

@@ -18,7 +18,7 @@ from models.dpm.config import DPMConfig
 from models.errors import ShoalError
 from models.gmm import GMMConfig
 from models.kmeans import KMeans, KMeansConfig
-from models.objective import Batch, EpochEnd, Loss, Passes, Sum
+from models.objective import Batch, EpochEnd, Loss, Passes, Plan, Reduce
 from models.reduce import NoReduction, PCAConfig
 from models.registry import ALGORITHMS
 from pipeline.cluster.assign import assign
@@ -236,19 +236,19 @@ class _Gradient:
     def __init__(self, config: KMeansConfig) -> None:
         self.model = KMeans(config, torch.zeros(0, 0), 0.0, 0.0)
 
-    def build(self, data: DataSummary) -> nn.Module:
+    def build(self, data: DataSummary, plan: Plan) -> nn.Module:
         self.model = kmeans.start(self.model.config, data)
         return nn.Linear(data.dim, 1)
 
     def groups(self, net: nn.Module) -> list[dict[str, Any]]:
         return [{"params": list(net.parameters())}]
 
-    def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Sum) -> Loss:
+    def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Reduce) -> Loss:
         return Loss(net(batch.x_BD).square().mean())
 
     def after_backward(self, net: nn.Module, step: int) -> None: ...
 
-    def after_step(self, net: nn.Module, batch: Batch, step: int, reduce: Sum) -> None: ...
+    def after_step(self, net: nn.Module, batch: Batch, step: int, reduce: Reduce) -> None: ...
 
     def on_start(self, net: nn.Module, passes: Passes) -> None: ...
 

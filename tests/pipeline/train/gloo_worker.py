@@ -16,9 +16,10 @@ from pipeline.cluster.fit import FitConfig, _fit_worker
 from pipeline.train import world as worlds
 from pipeline.train.checkpoints import Checkpoint, CheckpointStore
 from pipeline.train.config import TrainConfig
+from pipeline.train.feed import Embeddings
 from pipeline.train.passes import WorkerRows
 from pipeline.train.rows import HeldRows, SavedRows, all_rows
-from pipeline.train.trainer import run_worker
+from pipeline.train.trainer import Setting, run_worker
 from pipeline.train.world import Group
 
 ALGORITHMS = {
@@ -43,7 +44,8 @@ def sums(world: Group) -> dict[str, torch.Tensor]:
     assert int(count) == world.rank + 1
     strided = torch.zeros(2, 2)
     strided[:, 0] = world.rank + 1.0
-    return total | {"strided": world.sum(strided.T)[0]}
+    (largest,) = world.max(torch.tensor([-1.0, 0.0, 1.0]) * (2 * world.rank - 1))
+    return total | {"strided": world.sum(strided.T)[0], "largest": largest}
 
 
 def main(rank: int, size: int, folder: Path) -> None:
@@ -64,7 +66,7 @@ def main(rank: int, size: int, folder: Path) -> None:
         store(folder, "sums").save(Checkpoint(1, {"rows": data.rows}, total | first))
     for kind, algorithm in ALGORITHMS.items():
         _fit_worker(algorithm, source, FIT, world, store(folder, kind))
-    run_worker(Toy(), source, TRAIN, world, store(folder, "toy"))
+    run_worker(Toy(), Embeddings(source), TRAIN, world, Setting(store(folder, "toy")))
     dist.destroy_process_group()
 
 

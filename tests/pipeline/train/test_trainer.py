@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from killed_run import KILL_AT, TRAIN
+from killed_run import KILL_AT, STEPS, TRAIN
 from torch import Tensor, nn
 from toy_objective import Toy
 
+from models.clusterer import DataSummary
 from models.errors import ShoalError
-from models.objective import Batch, EpochEnd, Loss, Objective, Passes, Sum
+from models.objective import Batch, EpochEnd, Loss, Objective, Passes, Plan, Reduce
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.config import TrainConfig
-from pipeline.train.loop import RunPasses, Trainer
-from pipeline.train.passes import WorkerRows
+from pipeline.train.feed import Embeddings
 from pipeline.train.result import Fit
-from pipeline.train.rows import Rows, SavedRows
-from pipeline.train.trainer import train, train_rows
+from pipeline.train.rows import HeldRows, Rows, SavedRows
+from pipeline.train.trainer import run_worker, train, train_rows
 from pipeline.train.world import Alone
 
 
@@ -72,7 +72,7 @@ def test_a_killed_process_goes_on_as_if_it_had_not_been(rows: Rows, saved: Saved
     ended = subprocess.run([sys.executable, script, "train", saved.folder, tmp_path], check=False, timeout=300)
     assert ended.returncode == -SIGKILL
     store = CheckpointStore(tmp_path, "train")
-    assert store.newest == KILL_AT  # epoch 2, with its surgery, is among those that are not done again
+    assert store.newest == KILL_AT * STEPS  # epoch 2, with its surgery, is among those that are not done again
     toy = Toy()
     resumed = train_rows(toy, saved, TRAIN, store=store)
     assert toy.calls == ["build", *(f"epoch {epoch}" for epoch in range(KILL_AT, TRAIN.epochs))]
@@ -82,8 +82,8 @@ def test_a_killed_process_goes_on_as_if_it_had_not_been(rows: Rows, saved: Saved
 @pytest.mark.parametrize("stop_at", [1, 2, 4])
 def test_a_stop_by_the_keyboard_loses_nothing(rows: Rows, tmp_path: Path, stop_at: int) -> None:
     def stop(step: str, done: int, total: int | None) -> None:
-        assert (step, total) == ("train", TRAIN.epochs)
-        if done == stop_at:
+        assert (step, total) == ("train", TRAIN.epochs * STEPS)
+        if done == stop_at * STEPS:
             raise KeyboardInterrupt
 
     store = CheckpointStore(tmp_path, "mine")
@@ -96,15 +96,15 @@ def test_checkpoints_every_few_epochs_resume_from_there(rows: Rows, tmp_path: Pa
     store = CheckpointStore(tmp_path, "mine")
 
     def stop(step: str, done: int, total: int | None) -> None:
-        if done == 3:
+        if done == 3 * STEPS:
             raise KeyboardInterrupt
 
     config = TRAIN.model_copy(update={"checkpoint_every": 2})
     with pytest.raises(KeyboardInterrupt):
         train(Toy(), rows.x_ND, rows.row_N, config, stop, store)
-    assert store.newest == 2
+    assert store.newest == 2 * STEPS
     _same(train(Toy(), rows.x_ND, rows.row_N, config, store=store), _train(rows))
-    assert store.newest == TRAIN.epochs
+    assert store.newest == TRAIN.epochs * STEPS
 
 
 def test_another_runs_checkpoints_are_refused(rows: Rows, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ class _Recorder(Toy):
         self.batches: list[Tensor] = []
         self.modes: list[bool] = []
 
-    def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Sum) -> Loss:
+    def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Reduce) -> Loss:
         assert step == len(self.batches)
         assert net.training
         self.batches.append(batch.row_B)
@@ -153,7 +153,7 @@ def test_every_row_is_in_one_batch_of_each_epoch(rows: Rows) -> None:
 class _Frozen(Toy):
     """Its loss does not use the first layer before step 20."""
 
-    def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Sum) -> Loss:
+    def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Reduce) -> Loss:
         found = super().loss(net, batch, step, reduce)
         return found if step >= 20 else Loss((net[2].weight ** 2).sum(), found.scalars)
 
@@ -162,7 +162,7 @@ def test_parameters_that_a_loss_does_not_use_stay_as_they_are(rows: Rows) -> Non
     seen: list[Tensor] = []
 
     class Watched(_Frozen):
-        def after_step(self, net: nn.Module, batch: Batch, step: int, reduce: Sum) -> None:
+        def after_step(self, net: nn.Module, batch: Batch, step: int, reduce: Reduce) -> None:
             seen.append(net[0].weight.detach().clone())
 
     _train(rows, Watched(), epochs=2, weight_decay=0.1)
@@ -171,13 +171,43 @@ def test_parameters_that_a_loss_does_not_use_stay_as_they_are(rows: Rows) -> Non
 
 
 class _Broken(Toy):
-    def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Sum) -> Loss:
-        return Loss(super().loss(net, batch, step, reduce).total * (torch.nan if step == 20 else 1.0))
+    """Its loss is not finite in some steps; keeps the network's weights as they are after each that counts."""
+
+    def __init__(self, broken: range) -> None:
+        super().__init__()
+        self.broken = broken
+        self.weights: dict[int, Tensor] = {}
+
+    def build(self, data: DataSummary, plan: Plan) -> nn.Module:
+        return super().build(data, plan).append(nn.BatchNorm1d(2, affine=False))
+
+    def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Reduce) -> Loss:
+        found = super().loss(net, batch, step, reduce)
+        if step not in self.broken:
+            return found
+        net[3](torch.full((2, 2), torch.inf))
+        return Loss(found.total * torch.nan, found.scalars)
+
+    def after_step(self, net: nn.Module, batch: Batch, step: int, reduce: Reduce) -> None:
+        self.weights[step] = net[0].weight.detach().clone()
+        assert net[3].running_mean.isfinite().all()
+
+    def on_epoch_end(self, net: nn.Module, epoch: int, passes: Passes) -> EpochEnd:
+        return EpochEnd(clusters=2)
 
 
-def test_a_loss_that_is_not_finite_is_a_sentence(rows: Rows) -> None:
-    with pytest.raises(ShoalError, match=r"The loss of epoch 2 is nan but must be finite; lower train.lr"):
-        _train(rows, _Broken())
+def test_steps_that_are_not_finite_are_skipped_and_counted(rows: Rows) -> None:
+    toy = _Broken(range(3, 6))
+    run = run_worker(toy, Embeddings(HeldRows(rows.x_ND, rows.row_N)), TRAIN, Alone())
+    assert run.skipped == 3
+    assert set(toy.weights) == set(range(STEPS * TRAIN.epochs)) - {3, 4, 5}
+    assert all(np.isfinite(value) for scalars in run.scalars for value in scalars.values())
+    assert run.scalars[0]["batch"] == pytest.approx(1003 / STEPS, abs=0.5)  # means are over what was counted
+
+
+def test_a_run_without_finite_steps_is_a_sentence(rows: Rows) -> None:
+    with pytest.raises(ShoalError, match=r"10 steps in a row had no finite loss and gradient \(epoch 2\); lower the l"):
+        _train(rows, _Broken(range(20, 99)))
 
 
 def test_no_rows_are_a_sentence() -> None:
@@ -191,11 +221,11 @@ def test_a_gpu_that_is_not_there_is_a_sentence(rows: Rows, monkeypatch: pytest.M
         _train(rows, gpus_per_worker=1)
 
 
-def test_more_workers_than_a_batch_has_rows_are_a_sentence(rows: Rows) -> None:
-    crowd = WorkerRows(rows, Alone(size=70), 100)
-    data = WorkerRows(rows, Alone(), 100).summarize(9, seed=0)
+def test_more_workers_than_a_batch_has_rows_are_a_sentence(rows: Rows, saved: SavedRows, tmp_path: Path) -> None:
+    held, store = HeldRows(rows.x_ND, rows.row_N), CheckpointStore(tmp_path, "mine")
+    Embeddings(held).open(TRAIN, 64, Alone(), store)
     with pytest.raises(ShoalError, match="Batches of 62 rows cannot be cut into parts for 70 workers"):
-        Trainer(TRAIN, rows, RunPasses(data, crowd), crowd.world)
+        Embeddings(saved).open(TRAIN, 64, Alone(size=70), store)
 
 
 def test_one_row_trains(rows: Rows) -> None:
@@ -206,7 +236,7 @@ def test_bf16_trains_and_keeps_float32_weights(rows: Rows) -> None:
     kinds: list[Mapping[str, torch.dtype]] = []
 
     class Watched(Toy):
-        def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Sum) -> Loss:
+        def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Reduce) -> Loss:
             kinds.append({"out": net(batch.x_BD).dtype, "weight": net[0].weight.dtype})
             return super().loss(net, batch, step, reduce)
 

@@ -14,6 +14,7 @@ from toy_objective import Toy
 
 from pipeline.cluster.fit import _finished, fit_rows
 from pipeline.train.checkpoints import Checkpoint
+from pipeline.train.feed import Embeddings
 from pipeline.train.passes import WorkerRows
 from pipeline.train.rows import HeldRows, Rows, SavedRows, all_rows, span
 from pipeline.train.trainer import _trained, train_rows
@@ -44,11 +45,13 @@ def test_sums_over_two_workers_by_hand(sums: Checkpoint) -> None:
     assert sums.tensors["count"].tolist() == [3]
     assert sums.tensors["half"].tolist() == [1.0, 1.0, 1.0]
     assert sums.tensors["strided"].tolist() == [[3.0, 3.0], [0.0, 0.0]]
+    assert sums.tensors["largest"].tolist() == [1.0, 0.0, 1.0]  # of (1, 0, -1) and (-1, 0, 1)
 
 
 def test_alone_a_sum_is_its_summand() -> None:
     summand = torch.ones(2)
     assert Alone().sum(summand)[0] is summand
+    assert Alone().max(summand)[0] is summand
     assert Alone().share(b"mine") == b"mine"
 
 
@@ -85,7 +88,7 @@ def test_two_workers_fit_what_one_does(kind: str, folder: Path, saved: SavedRows
 
 def test_two_workers_train_what_one_does(folder: Path, saved: SavedRows) -> None:
     alone = train_rows(Toy(), saved, TRAIN)
-    run = _trained(Toy(), TRAIN, store(folder, "toy"))
+    run = _trained(Toy(), Embeddings(saved), TRAIN, store(folder, "toy"))
     assert str(run.moves) == str(list(alone.moves))  # a ratio may be nan
     assert [each.clusters for each in run.history] == [2, 3, 3, 3]
     np.testing.assert_allclose(

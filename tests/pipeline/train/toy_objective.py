@@ -12,7 +12,7 @@ from torch.nn import functional
 from models import kmeans
 from models.clusterer import Clusterer, DataSummary, Move
 from models.kmeans import KMeans, KMeansConfig, KMeansStats
-from models.objective import Batch, EpochEnd, Loss, Passes, Sum, Surgery
+from models.objective import Batch, EpochEnd, Loss, Passes, Plan, Reduce, Surgery
 
 SPLIT_AT = 2
 
@@ -31,7 +31,7 @@ class Toy:
         assert self._model is not None
         return self._model
 
-    def build(self, data: DataSummary) -> nn.Module:
+    def build(self, data: DataSummary, plan: Plan) -> nn.Module:
         self.calls.append("build")
         self._model = kmeans.start(KMeansConfig(clusters=self.clusters, restarts=1), data)
         torch.manual_seed(data.seed)
@@ -40,10 +40,10 @@ class Toy:
     def groups(self, net: nn.Module) -> list[dict[str, Any]]:
         return [{"params": list(net[0].parameters())}, {"params": list(net[2].parameters()), "lr": 2e-2}]
 
-    def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Sum) -> Loss:
+    def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Reduce) -> Loss:
         target_B = self.model.assign(batch.x_BD).cluster_N
         logit_BK = net(batch.x_BD / 10)
-        (rows,) = reduce(torch.tensor(float(len(target_B))))
+        (rows,) = reduce.sum(torch.tensor(float(len(target_B))))
         total = functional.cross_entropy(logit_BK, target_B)
         right = (logit_BK.argmax(dim=1) == target_B).double().mean()
         return Loss(total, {"accuracy": right, "batch": rows})
@@ -51,7 +51,7 @@ class Toy:
     def after_backward(self, net: nn.Module, step: int) -> None:
         pass
 
-    def after_step(self, net: nn.Module, batch: Batch, step: int, reduce: Sum) -> None:
+    def after_step(self, net: nn.Module, batch: Batch, step: int, reduce: Reduce) -> None:
         pass
 
     def on_start(self, net: nn.Module, passes: Passes) -> None:

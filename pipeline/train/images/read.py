@@ -1,0 +1,155 @@
+"""Encoded images out of shards, in the order in which they take part, by few and large reads.
+
+Shapes: n rows of a lane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from models.errors import ShoalError
+from pipeline.extract.ahead import one_ahead
+from pipeline.ingest.stored import stored
+from pipeline.ingest.stream import CHUNK_BYTES, ShardStream, open_raw
+from pipeline.tables.storage import open_filesystem, patiently
+from pipeline.tables.stores import one_line
+from pipeline.train.images.index import ImageIndex, IndexedShard
+from pipeline.train.images.order import LaneEpoch
+
+_GAP_BYTES = 2**20  # of a shard; what lies between two images is read over rather than asked for anew
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The bytes of one image."""
+
+    row: int
+    image: bytes
+
+
+def in_turn(
+    index: ImageIndex, lane: LaneEpoch, first: int, wanted: Callable[[np.ndarray], np.ndarray], thread: Executor
+) -> Iterator[Encoded]:
+    """The images of a lane from the `first` that takes part on, those of them that are `wanted` (a mask of rows).
+
+    They are read in the order of the shards, a block of 4 MiB ahead of their use, in `thread`, and held until their
+    turn comes: the lane's jitter in images, and two blocks.
+    """
+    turn_n = lane.turn_n[first:]
+    turn_n = turn_n[wanted(lane.read_n[turn_n])]
+    place_n = np.sort(turn_n)
+    blocks = one_ahead(read_blocks(index, lane.read_n[place_n]), thread)
+    coming = zip(place_n.tolist(), (image for block in blocks for image in block), strict=True)
+    held: dict[int, Encoded] = {}
+    for place in turn_n.tolist():
+        while place not in held:
+            at, image = next(coming)
+            held[at] = image
+        yield held.pop(place)
+
+
+def read_blocks(index: ImageIndex, row_n: np.ndarray) -> Iterator[list[Encoded]]:
+    """The images of rows in the given order, in lists that were read at once: some 4 MiB, one request to a store.
+
+    A shard that cannot be read from the middle is read from its start wherever the order goes back in it.
+    Raises ShoalError when a shard is gone or not the one that was indexed, OSError when the storage fails.
+    """
+    for shard, run_n in _runs(index, row_n):
+        with _told(shard):
+            yield from (_ranged if shard.ranged else _streamed)(index, shard, run_n)
+
+
+def changed(shard: IndexedShard, what: str) -> ShoalError:
+    """What a shard that is not as it was when it was indexed stops training with."""
+    return ShoalError(f"{shard.shard} is not as it was indexed: {what}; run again, so that it is indexed anew.")
+
+
+def shard_of(index: ImageIndex, row: int) -> IndexedShard:
+    """The shard that a row is in."""
+    return index.shards[int(np.searchsorted(index.end_S, row, side="right"))]
+
+
+def _runs(index: ImageIndex, row_n: np.ndarray) -> Iterator[tuple[IndexedShard, np.ndarray]]:
+    """Consecutive rows of one shard whose offsets grow."""
+    if not len(row_n):
+        return
+    shard_n = np.searchsorted(index.end_S, row_n, side="right")
+    breaks = np.flatnonzero((np.diff(shard_n) != 0) | (np.diff(index.offset_N[row_n]) <= 0)) + 1
+    for begin, end in pairwise((0, *breaks.tolist(), len(row_n))):
+        yield index.shards[shard_n[begin]], row_n[begin:end]
+
+
+def _ranged(index: ImageIndex, shard: IndexedShard, row_n: np.ndarray) -> Iterator[list[Encoded]]:
+    filesystem, path = open_filesystem(shard.shard)
+    with filesystem.open_input_file(path) as file:
+        _require_size(shard, file.size())
+        for block_n in _blocks(index, row_n):
+            begin_n, size_n = index.offset_N[block_n], index.size_N[block_n]
+            data = _read_at(file, int(begin_n[0]), int(begin_n[-1] + size_n[-1]))
+            if len(data) < begin_n[-1] + size_n[-1] - begin_n[0]:
+                raise changed(shard, f"it ends before byte {begin_n[-1] + size_n[-1]}")
+            slices = zip(block_n.tolist(), (begin_n - begin_n[0]).tolist(), size_n.tolist(), strict=True)
+            yield [Encoded(row, data[begin : begin + size]) for row, begin, size in slices]
+
+
+def _read_at(file: Any, begin: int, end: int) -> bytes:
+    return patiently(lambda: bytes(file.read_at(end - begin, begin)))
+
+
+def _blocks(index: ImageIndex, row_n: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows that are read at once: no more than a chunk, unless one image is, and without large gaps."""
+    begin_n = index.offset_N[row_n]
+    end_n = begin_n + index.size_N[row_n]
+    first = 0
+    for place in range(1, len(row_n)):
+        if end_n[place] - begin_n[first] > CHUNK_BYTES or begin_n[place] - end_n[place - 1] > _GAP_BYTES:
+            yield row_n[first:place]
+            first = place
+    yield row_n[first:]
+
+
+def _streamed(index: ImageIndex, shard: IndexedShard, row_n: np.ndarray) -> Iterator[list[Encoded]]:
+    now = None if shard.on_web else stored(shard.shard)
+    if now is not None and now.size is not None:
+        _require_size(shard, now.size)
+    with open_raw(shard.shard) as raw:
+        stream, at = ShardStream(raw), 0
+        for block_n in _blocks(index, row_n):
+            images = []
+            for row in block_n.tolist():
+                begin, size = int(index.offset_N[row]), int(index.size_N[row])
+                _skip(stream, begin - at)
+                images.append(Encoded(row, stream.read(size)))
+                at = begin + size
+                if len(images[-1].image) < size:
+                    raise changed(shard, f"it ends before byte {at}")
+            yield images
+
+
+def _skip(stream: ShardStream, count: int) -> None:
+    while count > 0 and (skipped := len(stream.read(min(count, CHUNK_BYTES)))):
+        count -= skipped
+
+
+def _require_size(shard: IndexedShard, size: int) -> None:
+    if size != shard.size:
+        raise changed(shard, f"it has {size} bytes and had {shard.size}")
+
+
+@contextmanager
+def _told(shard: IndexedShard) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise changed(shard, "it is gone") from error
+    except ShoalError:
+        raise
+    except Exception as error:  # every filesystem raises what it likes; a new attempt may find it in order
+        raise OSError(f"{shard.shard} cannot be read ({one_line(error)})") from error
