@@ -139,6 +139,6 @@ def _load_weights(library: Library, name: str, network: Network, config: Backbon
 
 
 def _with_grey(name: str, pixels: Preprocessing, grey: bool | None) -> Preprocessing:
-    if grey is None:
+    if grey is None or (pixels.channels == 1 and name != "pixels"):  # a network of one channel takes no colours
         return pixels
     return pixels.model_copy(update={"grey": grey, "channels": 1 if grey and name == "pixels" else 3})

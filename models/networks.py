@@ -1,12 +1,12 @@
-"""Networks of torchvision, timm and PyPI without their classifier, and the preprocessing each was trained with."""
+"""Networks of torchvision, timm, PyPI and shoal without their classifier, and how each is given its images."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import timm
 import torchvision
@@ -14,7 +14,7 @@ from timm.data.config import resolve_data_config
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
-from models import lite0
+from models import convnets, lite0
 from models.errors import ShoalError
 from models.preprocessing import Preprocessing
 from models.weights import HubUnavailableError, fetch_hub_file, fetch_url, load_strictly, read_checkpoint
@@ -147,7 +147,42 @@ class _Lite0:
         load_strictly(network.net, _without(lite0.in_timm(state), network.classifier), source)
 
 
-LIBRARIES: dict[str, Library] = {"": _Pixels(), "torchvision/": _Torchvision(), "timm/": _Timm(), "pypi/": _Lite0()}
+class _Small(NamedTuple):
+    net: Callable[[], nn.Module]
+    pixels: Callable[[int], Preprocessing]
+    size: int
+
+
+class _Shoal:
+    """Small networks to be trained on one's own images."""
+
+    _NETWORKS: ClassVar[dict[str, _Small]] = {
+        "conv4": _Small(convnets.conv4, convnets.colour_pixels, convnets.SMALL_SIZE),
+        "conv4_grey": _Small(convnets.conv4_grey, convnets.grey_pixels, convnets.GREY_SIZE),
+        "resnet18_small": _Small(convnets.resnet18_small, convnets.colour_pixels, convnets.SMALL_SIZE),
+    }
+
+    def names(self) -> list[str]:
+        return [*self._NETWORKS]
+
+    def build(self, name: str, size: int | None) -> Network:
+        small = self._NETWORKS[name]
+        return Network(small.net(), small.pixels(size or small.size))
+
+    def published(self, name: str) -> tuple[dict[str, Tensor], str]:
+        raise HubUnavailableError(f"shoal/{name} is there to be trained, with `shoal train`")
+
+    def load(self, name: str, network: Network, state: Mapping[str, Tensor], source: str) -> None:
+        load_strictly(network.net, state, source)
+
+
+LIBRARIES: dict[str, Library] = {
+    "": _Pixels(),
+    "torchvision/": _Torchvision(),
+    "timm/": _Timm(),
+    "pypi/": _Lite0(),
+    "shoal/": _Shoal(),
+}
 
 
 def find_library(name: str) -> tuple[Library, str]:

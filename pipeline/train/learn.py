@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
@@ -11,9 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from models.backbone import Backbone
 from models.backbone_config import BackboneConfig
 from models.objective import ImageObjective
 from models.reduce import NoReduction
+from models.swav.config import PrototypesConfig
 from models.swav.objective import SwAVObjective
 from pipeline.cluster.config import ClusterConfig
 from pipeline.cluster.fitted import to_numpy
@@ -22,17 +23,16 @@ from pipeline.extract.shard import table_properties
 from pipeline.ingest.decode import DecodeConfig
 from pipeline.ingest.shards import list_shards
 from pipeline.progress import Progress, silent
-from pipeline.tables.artifacts import MANIFEST, Artifact
+from pipeline.tables.artifacts import MANIFEST, Artifact, ArtifactStore
 from pipeline.tables.place import Place
 from pipeline.train.checkpoints import CheckpointStore, fingerprint
-from pipeline.train.images.index import Index, build_index
+from pipeline.train.images.index import ImageIndex, index_shards
 from pipeline.train.images.source import ImageSource
 from pipeline.train.learn_config import LearnConfig
 from pipeline.train.learn_folder import LearnFolder
 from pipeline.train.metrics import read_lines
+from pipeline.train.result import Fit
 from pipeline.train.trainer import Trained, train_source
-
-__all__ = ["LearnSummary", "learn", "outcome"]
 
 
 @dataclass(frozen=True)
@@ -42,53 +42,51 @@ class LearnSummary:
     images: int
     rejects: Mapping[str, int]  # by reason
     epochs: int
-    steps: int
-    figures: Mapping[str, float | None]  # means over the last epoch, the loss among them
+    prototypes: int
+    figures: Mapping[str, float | None]  # means over the last epoch, the loss among them; not finite: None
     images_per_second: float | None  # the median of what was logged
-    seconds: float  # of this call's training
+    seconds: float  # of the training in the call that ended it
     warnings: tuple[str, ...]
-    backbone: str  # where the artifact is
-    prototypes: str  # where the artifact is
+    backbone_artifact: str  # name of the folder in `artifacts`
+    prototypes_artifact: str
     skipped: bool = False  # it was over before this call
 
 
 def learn(
     inputs: Sequence[str],
-    folder: str | Place,
+    folder: LearnFolder,
     config: LearnConfig,
-    decode: DecodeConfig,
     backbone: BackboneConfig,
+    decode: DecodeConfig | None = None,
     on_progress: Progress = silent,
 ) -> LearnSummary:
-    """Train `backbone` on the images of all shards behind `inputs`, and publish it with its prototypes in `folder`.
+    """Train `backbone` on the images of all shards behind `inputs`, and publish it and its prototypes in `folder`.
 
     A run that was stopped goes on from its last checkpoint; one that is over is not trained again. More than one
-    worker needs a Ray session, and a folder that all machines see. A backbone whose weights are `default` begins from
-    random ones. Raises ShoalError for a folder of other settings or images, and what training raises.
+    worker, and remote producers, need a Ray session and a folder that all machines see. Weights that are `default`
+    mean random ones here. Raises ShoalError for a folder of other settings or images, and what training raises.
     """
+    decode = decode or DecodeConfig()
     shards = list_shards(inputs)
-    home = LearnFolder(folder)
-    settings = outcome(shards, config, decode, backbone)
-    home.require(settings)
-    if (done := _finished(home)) is not None:
-        return done
+    settings = outcome(shards, config, backbone, decode)
+    folder.require(settings)
     objective = SwAVObjective(config.objective, from_random(backbone), config.views)
-    home.claim(settings)
-    index = build_index(shards, home.index, decode, on_progress)
-    source = ImageSource(index, config.images, config.views, decode, objective.pixels, config.loop.seed)
-    run = fingerprint(settings=settings, images=source.fingerprint())
-    store = CheckpointStore(home.checkpoints, run, config.loop.keep, config.loop.keep_every)
+    folder.mark()
+    index = index_shards(shards, folder.index, decode, on_progress, config.loop.cpus_per_worker)
+    folder.claim(settings, index.digest)
+    if (done := _finished(folder)) is not None:
+        return done
     began = time.perf_counter()
-    trained = train_source(objective, source, config.loop, on_progress, store, home.path)
-    summary = _publish(home, trained, index, decode, time.perf_counter() - began)
-    home.finish(asdict(summary))
+    trained = _train(objective, index, folder, config, decode, on_progress)
+    summary = _publish(trained, index, folder, config, time.perf_counter() - began)
+    folder.finish(asdict(summary))
     return summary
 
 
 def outcome(
-    shards: Sequence[str], config: LearnConfig, decode: DecodeConfig, backbone: BackboneConfig
+    shards: Sequence[str], config: LearnConfig, backbone: BackboneConfig, decode: DecodeConfig
 ) -> dict[str, Any]:
-    """What a run's result depends on, by the keys that users give. Shards are named without their folder."""
+    """What a run's result depends on, by the keys that users give. Shards go by their names, in whatever folder."""
     names = sorted(PurePosixPath(shard.partition("?")[0]).name for shard in shards)
     return {
         "input": {"shards": len(names), "names": fingerprint(names=names)[:12]},
@@ -98,7 +96,7 @@ def outcome(
             "images": config.images.outcome,
             "loop": config.loop.outcome,
         },
-        "backbone": backbone.model_dump(mode="json", exclude={"compile", "precision"}),
+        "backbone": backbone.model_dump(mode="json", exclude={"compile"}),
         "decode": decode.model_dump(mode="json"),
     }
 
@@ -108,11 +106,72 @@ def from_random(backbone: BackboneConfig) -> BackboneConfig:
     return backbone.model_copy(update={"weights": "random"}) if backbone.weights == "default" else backbone
 
 
-def _finished(home: LearnFolder) -> LearnSummary | None:
+def _train(
+    objective: ImageObjective,
+    index: ImageIndex,
+    folder: LearnFolder,
+    config: LearnConfig,
+    decode: DecodeConfig,
+    on_progress: Progress,
+) -> Trained:
+    source = ImageSource(index, config.images, config.views, decode, objective.pixels, config.loop.seed)
+    run = fingerprint(settings=folder.settings, images=source.fingerprint())
+    store = CheckpointStore(folder.checkpoints, run, config.loop.keep, config.loop.keep_every)
+    return train_source(objective, source, config.loop, on_progress, store, folder.path)
+
+
+def _publish(
+    trained: Trained, index: ImageIndex, folder: LearnFolder, config: LearnConfig, seconds: float
+) -> LearnSummary:
+    objective, fit = trained.run.objective, trained.fit
+    assert isinstance(objective, ImageObjective)
+    backbone = objective.backbone(trained.run.net)
+    stored = publish_backbone(folder.artifacts, backbone)
+    prototypes = publish_prototypes(folder.artifacts, backbone, fit, config, len(index))
+    rates = [line["images_per_second"] for line in read_lines(folder.path) if line.get("images_per_second")]
+    return LearnSummary(
+        images=len(index),
+        rejects=index.rejects,
+        epochs=len(fit.history),
+        prototypes=prototypes.manifest["clusters"],
+        figures=_finite(fit.scalars[-1]),
+        images_per_second=statistics.median(rates) if rates else None,
+        seconds=seconds,
+        warnings=fit.warnings,
+        backbone_artifact=folder.artifacts.path(stored.kind, stored.digest).name,
+        prototypes_artifact=folder.artifacts.path(prototypes.kind, prototypes.digest).name,
+    )
+
+
+def publish_prototypes(
+    store: ArtifactStore, backbone: Backbone, fit: Fit, config: LearnConfig, rows: int
+) -> Artifact:
+    """Store prototypes as what `shoal cluster` writes: a fitted model that labels tables of this backbone."""
+    algorithm = PrototypesConfig(temperature=config.objective.temperature)
+    manifest: dict[str, Any] = {
+        "config": ClusterConfig(algorithm=algorithm, reduce=NoReduction()).model_dump(mode="json"),
+        "table": table_properties(backbone).model_dump(mode="json"),
+        "samples_version": None,
+        "rows": rows,
+        "reduction": None,
+        "clusters": len(fit.model.id_K.unique()),
+        "settled": True,
+        "history": [[each.objective, each.clusters] for each in fit.history],
+        "scalars": [_finite(each) for each in fit.scalars],
+    }
+    tensors = {f"model.{name}": value for name, value in fit.model.tensors().items()}
+    return store.write(algorithm.kind, manifest, to_numpy(tensors))
+
+
+def _finished(folder: LearnFolder) -> LearnSummary | None:
     """What a run that is over came to, if its artifacts are still there."""
-    kept = home.summary()
+    kept = folder.summary()
     if kept is None:
         return None
     found = LearnSummary(**{**kept, "warnings": tuple(kept["warnings"]), "skipped": True})
-    there = all((home.artifacts.root / PurePosixPath(each).name / MANIFEST).is_file() for each in (found.backbone, found.prototypes))
-    return found if there else None
+    needed = (found.backbone_artifact, found.prototypes_artifact)
+    return found if all((folder.artifacts.root / name / MANIFEST).is_file() for name in needed) else None
+
+
+def _finite(scalars: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in scalars.items()}

@@ -6,6 +6,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
+from models.config import Config
 from models.errors import ShoalError
 from pipeline.tables.artifacts import ArtifactStore
 from pipeline.tables.place import Place, children, place, write_whole
@@ -13,44 +16,69 @@ from pipeline.train.metrics import LINES
 
 MARKER = "training.json"
 SUMMARY = "trained.json"
-_FORMAT = {"format": "shoal-training", "version": 1}
 _SHOWN = 3
 
 
+class _Marker(Config):
+    """What the folder says of its run; null is what is not known yet."""
+
+    format: str = "shoal-training"
+    version: int = 1
+    packed: str | None = None  # names the images that were packed into its own shards
+    settings: dict[str, Any] | None = None
+    images: str | None = None  # names the images that were indexed
+
+
 class LearnFolder:
-    """Where a training run keeps what. `claim` makes it; nothing is written before."""
+    """Where a training run keeps what. Nothing is written before `mark`."""
 
     def __init__(self, path: str | Place) -> None:
-        """Raises ShoalError if the folder belongs to something else."""
+        """Raises ShoalError, and touches nothing, if the folder belongs to something else."""
         self.path = place(path).absolute()
+        self.shards = self.path / "shards"  # of a folder of images, packed
         self.index = self.path / "images"
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / LINES
         self.artifacts = ArtifactStore(self.path / "artifacts")
-        self._settings = _settings_in(self.path)
+        self._marker = _read_marker(self.path)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Those that a run began with here; none before."""
+        return (self._marker.settings if self._marker else None) or {}
 
     def require(self, settings: Mapping[str, Any]) -> None:
-        """Raise ShoalError, naming what differs, if a run with other settings or images began here."""
-        if self._settings is None:
+        """Raise ShoalError, naming what differs, if a run with other settings began here."""
+        if not self.settings:
             return
-        now, then = dict(_flat(settings)), dict(_flat(self._settings))
+        now, then = dict(_flat(settings)), dict(_flat(self.settings))
         odd = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
         if odd:
             shown = [f"{key} is {_text(now.get(key))} and was {_text(then.get(key))}" for key in odd[:_SHOWN]]
-            more = f", and {len(odd) - _SHOWN} more differ" if len(odd) > _SHOWN else ""
+            more = f"; {len(odd) - _SHOWN} more differ" if len(odd) > _SHOWN else ""
             raise ShoalError(
-                f"{self.path} was begun with other settings or images: {'; '.join(shown)}{more}. Give what it was "
-                "begun with to go on, or another --output."
+                f"{self.path} was begun with other settings: {'; '.join(shown)}{more}. Give what it was begun with, "
+                "or another --output."
             )
 
-    def claim(self, settings: Mapping[str, Any]) -> None:
-        """Create and mark the folder, or check that the mark is this run's. Raises ShoalError as `require`."""
+    def require_packed(self, images: str) -> None:
+        """Raise ShoalError if other images than those named `images` were packed here."""
+        self._require_same("packed", images)
+
+    def mark(self, packed: str | None = None) -> None:
+        """Make the folder this run's, before anything else goes in."""
+        if packed is not None:
+            self.require_packed(packed)
+        if self._marker is None:
+            self._write(_Marker(packed=packed))
+
+    def claim(self, settings: Mapping[str, Any], images: str) -> None:
+        """Say what run this is; or raise ShoalError if it is another."""
         self.require(settings)
-        if self._settings is None:
-            self.path.mkdir(parents=True, exist_ok=True)
-            marker = {**_FORMAT, "settings": dict(settings)}
-            write_whole(self.path / MARKER, f"{json.dumps(marker, indent=2)}\n".encode())
-            self._settings = json.loads(json.dumps(dict(settings)))
+        self._require_same("images", images)
+        marker = self._marker or _Marker()
+        if marker.settings is None:
+            self._write(marker.model_copy(update={"settings": dict(settings), "images": images}))
 
     def summary(self) -> dict[str, Any] | None:
         """What `finish` kept; None while the run is not over."""
@@ -64,39 +92,61 @@ class LearnFolder:
         """Say that it is over, and how it ended."""
         write_whole(self.path / SUMMARY, f"{json.dumps(dict(summary), indent=2, allow_nan=False)}\n".encode())
 
+    def _require_same(self, field: str, images: str) -> None:
+        found = getattr(self._marker, field, None)
+        if found not in (None, images):
+            raise ShoalError(
+                f"The images changed since {self.path} was begun ({images[:12]} now, {found[:12]} then); give those it "
+                "was begun with, or another --output."
+            )
 
-def _settings_in(folder: Place) -> dict[str, Any] | None:
-    """The settings of the run that began in a folder; None where there is nothing."""
+    def _write(self, marker: _Marker) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path / MARKER, f"{marker.model_dump_json(indent=2)}\n".encode())
+        self._marker = _read_marker(self.path)
+
+
+def is_training(folder: Place) -> bool:
+    """Whether a training run made the folder."""
+    return (folder / MARKER).is_file()
+
+
+def _read_marker(folder: Place) -> _Marker | None:
+    """The mark of the run that began in a folder; None where there is nothing."""
     if not folder.exists():
         return None
     if not folder.is_dir():
         raise ShoalError(f"{folder} is not a folder; give --output a new or an empty one.")
     unfinished = f"{MARKER}."  # left by a run that was killed at its first breath
     names = [each.name for each in children(folder) if not each.name.startswith(unfinished)]
-    if names and MARKER not in names:
+    if not names:
+        return None
+    if MARKER not in names:
         some = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
         raise ShoalError(f"{folder} belongs to something else: it holds {some}; give a new or an empty folder.")
-    return _checked(folder / MARKER) if names else None
+    return _checked(folder / MARKER)
 
 
-def _checked(marker: Place) -> dict[str, Any]:
+def _checked(path: Place) -> _Marker:
     try:
-        found = json.loads(marker.read_text(encoding="utf-8"))
-        settings: dict[str, Any] = found.pop("settings")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ShoalError(f"{marker} is not what a training run writes; give --output another folder.") from error
-    if found != _FORMAT:
-        raise ShoalError(f"{marker} says {found} but this shoal writes {_FORMAT}; give --output another folder.")
-    return settings
+        found = _Marker.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ShoalError(f"{path} is not what a training run writes; give --output another folder.") from error
+    if (found.format, found.version) != (_Marker().format, _Marker().version):
+        raise ShoalError(
+            f"{path} says {found.format} {found.version} but this shoal writes {_Marker().format} "
+            f"{_Marker().version}; give --output another folder."
+        )
+    return found
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by dotted key; tuples as the lists that JSON makes of them."""
+    """Settings by dotted key, as JSON has them."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
+            yield f"{prefix}{name}", json.loads(json.dumps(value))
 
 
 def _text(value: Any) -> str:

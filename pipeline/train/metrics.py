@@ -102,6 +102,15 @@ class Recorder:
             warnings.warn(f"{self._path} cannot be written ({error}); training goes on without it.", stacklevel=3)
 
 
+def read_lines(folder: Place) -> list[dict[str, Any]]:
+    """All lines of the run in `folder`; none where it has told nothing."""
+    try:
+        text = (folder / LINES).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text.splitlines() if math.isfinite(_step_of(f"{line}\n"))]
+
+
 def _lines_until(path: Place, step: int) -> list[str]:
     """The lines of an earlier run that stay true; none where there is no such file, or it cannot be read now."""
     try:

@@ -93,6 +93,7 @@ def test_growth_compares_with_twice_the_rows_and_twice_the_clusters() -> None:
     assert named(result)["times for twice the rows"][0] == ratio
 
 
+@pytest.mark.slow
 def test_the_fit_of_imagenets_size_has_a_process_of_its_own() -> None:
     result = imagenet.run(None, silent, law=replace(LAW, seed=1), threads=1)
     bars = named(result)
@@ -121,6 +122,7 @@ def test_workers_are_compared_by_the_time_that_their_fits_recorded() -> None:
     assert (fits[0]["clusters"], fits[0]["nmi"]) == (4, 1.0)
 
 
+@pytest.mark.slow
 def test_deepdpm_is_compared_with_the_dpm(embeddings: Path) -> None:
     if "deepdpm" not in ALGORITHMS:
         with pytest.raises(ShoalError, match="no algorithm 'deepdpm' to measure"):

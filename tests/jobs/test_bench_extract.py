@@ -126,6 +126,7 @@ def test_both_other_sides_do_the_same_work(kind: str, three_images: Path) -> Non
     torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_bare_processes_share_out_the_images_and_are_timed_together(three_images: Path) -> None:
     speed = speeds.bare(fashion(three_images, Size(shards=3, images=5)), PIXELS, 2)
     assert speed.images == 15

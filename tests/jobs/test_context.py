@@ -40,6 +40,7 @@ def test_a_cluster_that_does_not_answer_is_one_sentence(address: str | None, var
     assert "or use this machine with --set ray.address=local." in run.stderr
 
 
+@pytest.mark.slow
 def test_a_session_of_our_own_leaves_nothing_in_the_home_folder(tmp_path: Path) -> None:
     code = (
         "from jobs.context import RayConfig, local_ray\n"

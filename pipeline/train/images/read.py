@@ -5,7 +5,7 @@ Shapes: n rows of a lane.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,16 +34,13 @@ class Encoded:
     image: bytes
 
 
-def in_turn(
-    index: ImageIndex, lane: LaneEpoch, first: int, wanted: Callable[[np.ndarray], np.ndarray], thread: Executor
-) -> Iterator[Encoded]:
-    """The images of a lane from the `first` that takes part on, those of them that are `wanted` (a mask of rows).
+def in_turn(index: ImageIndex, lane: LaneEpoch, wanted_n: np.ndarray, thread: Executor) -> Iterator[Encoded]:
+    """The images of a lane that are `wanted_n` (by when they take part), as they take part.
 
     They are read in the order of the shards, a block of 4 MiB ahead of their use, in `thread`, and held until their
     turn comes: the lane's jitter in images, and two blocks.
     """
-    turn_n = lane.turn_n[first:]
-    turn_n = turn_n[wanted(lane.read_n[turn_n])]
+    turn_n = lane.turn_n[wanted_n]
     place_n = np.sort(turn_n)
     blocks = one_ahead(read_blocks(index, lane.read_n[place_n]), thread)
     coming = zip(place_n.tolist(), (image for block in blocks for image in block), strict=True)

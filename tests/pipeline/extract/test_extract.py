@@ -151,6 +151,7 @@ with local_ray(RayConfig(address=address)):
 """
 
 
+@pytest.mark.slow
 def test_runs_ended_by_an_error_by_sigkill_and_by_ctrl_c_and_then_finished_leave_what_one_run_leaves(
     whole: tuple[Collection, ExtractSummary], shards: list[str], pixels: BackboneConfig, tmp_path: Path
 ) -> None:
@@ -218,10 +219,11 @@ def test_a_ledger_that_is_killed_stops_nothing(
 
     def decoder(image: bytes) -> Tensor:
         if not killed.exists():
-            titles = {path.parent: path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
-            [ledger] = [int(folder.name) for folder, title in titles.items() if title.startswith(b"ray::Ledger")]
-            killed.write_text(str(ledger))
-            os.kill(ledger, signal.SIGKILL)
+            siblings = Path(f"/proc/{os.getppid()}/task/{os.getppid()}/children").read_text().split()  # of one raylet
+            titles = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in siblings}
+            [ledger] = [pid for pid, title in titles.items() if title.startswith(b"ray::Ledger")]
+            killed.write_text(ledger)
+            os.kill(int(ledger), signal.SIGKILL)
         return decode(image)
 
     table = Collection.create(tmp_path / "table")
