@@ -49,6 +49,13 @@ def test_the_last_two_and_the_first_are_kept(tmp_path: Path) -> None:
     assert (first.number, store.newest) == (0, 10)
 
 
+def test_as_many_as_asked_are_kept_and_those_of_every_so_many(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "run", "mine", keep=3, every=10)
+    for number in (0, 5, 10, 15, 20, 25, 30, 35, 40):
+        store.save(_checkpoint(number))
+    assert sorted({int(path.name[:9]) for path in store.folder.iterdir()}) == [0, 10, 20, 30, 35, 40]
+
+
 @pytest.mark.parametrize("damage", ["no tensors", "short tensors", "other tensors", "half a manifest", "no manifest"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, damage: str) -> None:
     store = _saved(tmp_path, 1, 2)

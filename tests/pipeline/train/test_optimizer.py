@@ -68,7 +68,7 @@ def test_another_shape_that_surgery_does_not_name_is_a_sentence() -> None:
         operate(old, Surgery({"weight": torch.tensor([0, 1, 2, -1])}), _shapes(net), _net(4))
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "lars"])
 def test_an_optimizer_goes_on_from_its_state_to_the_same_bits(optimizer: str) -> None:
     config = TrainConfig.model_validate({"optimizer": optimizer})
     net = _net()
@@ -111,3 +111,44 @@ def test_a_parameter_of_another_net_is_a_sentence() -> None:
 
     with pytest.raises(ShoalError, match="a parameter that its network does not have"):
         make_optimizer(TrainConfig(), cast(Objective, Foreign()), _net())
+
+
+def test_the_schedule_of_swav_by_hand() -> None:
+    """Caron et al. (2020), batch 4096: from .3 up to 4.8 in 10 epochs, then down to .0048 by a cosine."""
+    config = TrainConfig(
+        lr=4.8, epochs=110, schedule="cosine", warmup_epochs=10, warmup_start=0.3 / 4.8, final_lr=0.0048 / 4.8
+    )
+    optimizer = make_optimizer(config, EVERYTHING, _net())
+    rates = []
+    for epochs in (0.0, 5.0, 10.0, 60.0, 110.0):
+        schedule(config, optimizer, epochs)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.3, 2.55, 4.8, (4.8 + 0.0048) / 2, 0.0048])
+
+
+def test_a_step_of_lars_by_hand() -> None:
+    """You, Gitman and Ginsburg (2017): the step is lr x trust x |w| / (|g| + decay |w|) times (g + decay w)."""
+
+    class Groups(_Everything):
+        def groups(self, net: nn.Module) -> list[dict[str, object]]:
+            return [{"params": [net.weight]}, {"params": [net.bias], "weight_decay": 0.0}]
+
+    net = nn.Linear(2, 1)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[3.0, 4.0]]))
+        net.bias.fill_(1.0)
+    config = TrainConfig(optimizer="lars", lr=0.5, trust=0.01, weight_decay=0.1)
+    optimizer = make_optimizer(config, cast(Objective, Groups()), net)
+    net.weight.grad, net.bias.grad = torch.tensor([[0.0, 2.0]]), torch.tensor([2.0])
+    optimizer.step()
+    rate = 0.01 * 5 / (2 + 0.1 * 5)  # of the weight's length and the gradient's
+    expected = torch.tensor([[3.0, 4.0]]) - 0.5 * rate * (torch.tensor([[0.0, 2.0]]) + 0.1 * torch.tensor([[3.0, 4.0]]))
+    torch.testing.assert_close(net.weight.detach(), expected)
+    assert float(net.bias.detach()) == pytest.approx(1.0 - 0.5 * 2.0)  # neither decay nor a rate of its own
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match="accumulate is 9 but a step has batch_size = 8 rows"):
+        TrainConfig(batch_size=8, accumulate=9)
+    with pytest.raises(ValueError, match="min_workers is 3 but workers, the most there may be, 2"):
+        TrainConfig(workers=2, min_workers=3)

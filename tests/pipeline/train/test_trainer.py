@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
@@ -20,6 +21,8 @@ from models.objective import Batch, EpochEnd, Loss, Objective, Passes, Plan, Red
 from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.config import TrainConfig
 from pipeline.train.feed import Embeddings
+from pipeline.train.loop import Run, Trainer, plan_of
+from pipeline.train.optimizer import make_optimizer
 from pipeline.train.result import Fit
 from pipeline.train.rows import HeldRows, Rows, SavedRows
 from pipeline.train.trainer import run_worker, train, train_rows
@@ -243,3 +246,85 @@ def test_bf16_trains_and_keeps_float32_weights(rows: Rows) -> None:
     fit = _train(rows, Watched(), precision="bf16")
     assert kinds[0] == {"out": torch.bfloat16, "weight": torch.float32}
     assert fit.scalars[-1]["loss"] == pytest.approx(_train(rows).scalars[-1]["loss"], rel=0.05)
+
+
+class _Hard(Toy):
+    """Stops as if by the keyboard before the loss of some step."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+        self.seen: list[int] = []
+
+    def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Reduce) -> Loss:
+        if step == self.at:
+            raise KeyboardInterrupt
+        self.seen.append(step)
+        return super().loss(net, batch, step, reduce)
+
+
+def test_a_run_that_is_stopped_in_mid_epoch_goes_on_from_there(rows: Rows, tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, "mine")
+    changes = {"log_every": 3, "checkpoint_minutes": 1e-9}
+    with pytest.raises(KeyboardInterrupt):
+        _train(rows, _Hard(2 * STEPS + 11), store, **changes)
+    assert store.newest == 2 * STEPS + 9
+    rest = _Hard(-1)
+    _same(_train(rows, rest, store, **changes), _train(rows, log_every=3))
+    assert rest.seen == list(range(2 * STEPS + 9, TRAIN.epochs * STEPS))
+
+
+class _Counted(_Recorder):
+    """Four losses of a step, which all count as that step's."""
+
+    def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Reduce) -> Loss:
+        assert step == len(self.batches) // 4
+        self.batches.append(batch.row_B)
+        return Toy.loss(self, net, batch, step, reduce)
+
+
+def test_parts_of_a_batch_whose_gradients_accumulate_are_the_batch(rows: Rows) -> None:
+    even = rows[:960]  # 15 batches of 64, each of four equal parts
+    whole, parts = _Recorder(), _Counted()
+    together, apart = _train(even, whole, epochs=1), _train(even, parts, epochs=1, accumulate=4)
+    assert {len(batch) for batch in parts.batches} == {16}
+    assert torch.equal(torch.cat(parts.batches), torch.cat(whole.batches))
+    assert apart.scalars[0]["loss"] == pytest.approx(together.scalars[0]["loss"], rel=1e-5)
+
+
+class _Lines:
+    """Keeps what it is told of a run."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[int, Mapping[str, float]]] = []
+
+    def logged(self, run: Run, means: Mapping[str, float]) -> None:
+        self.lines.append((run.steps, dict(means)))
+
+
+def test_means_are_told_every_few_steps_and_at_the_end_of_an_epoch(rows: Rows) -> None:
+    lines, held = _Lines(), Embeddings(HeldRows(rows.x_ND, rows.row_N))
+    config = TRAIN.model_copy(update={"epochs": 1, "log_every": 6, "schedule": "cosine"})
+    feed = held.open(config, 64, Alone(), None)
+    toy, plan = Toy(), plan_of(len(rows), config)
+    net = toy.build(feed.data, plan)
+    run = Run(toy, net, make_optimizer(config, toy, net), plan)
+    Trainer(config, feed, Alone(), lines).epoch(run)
+    assert [step for step, _ in lines.lines] == [6, 12, 16]
+    assert [means["epoch"] for _, means in lines.lines] == [6 / 16, 12 / 16, 1.0]
+    rates = [means["lr"] for _, means in lines.lines]
+    assert rates == sorted(rates, reverse=True)
+    counts = np.diff([1003 * step // 16 for step in (0, 6, 12, 16)])
+    mean = np.average([means["loss"] for _, means in lines.lines], weights=counts)
+    assert run.scalars[0]["loss"] == pytest.approx(mean, rel=1e-9)
+
+
+def test_an_objectives_warnings_are_part_of_the_story(rows: Rows, tmp_path: Path) -> None:
+    class Worried(Toy):
+        def on_epoch_end(self, net: nn.Module, epoch: int, passes: Passes) -> EpochEnd:
+            return replace(super().on_epoch_end(net, epoch, passes), warnings=(f"epoch {epoch} was odd",))
+
+    store = CheckpointStore(tmp_path, "mine")
+    first = _train(rows, Worried(), store, epochs=2)
+    assert first.warnings == ("epoch 0 was odd", "epoch 1 was odd")
+    assert _train(rows, Worried(), store, epochs=2).warnings == first.warnings
