@@ -5,7 +5,7 @@ Shapes: N rows over all workers, B rows of this worker's part of a batch, D dime
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -43,7 +43,7 @@ class Feed(Protocol):
         """Over all rows, between epochs."""
         ...
 
-    def draw(self, epoch: int, start: int) -> Iterator[Batch]:
+    def draw(self, epoch: int, start: int) -> Generator[Batch]:
         """This worker's parts of batches `start` and later of an epoch, on the worker's device.
 
         A pure function of its arguments. What it holds (threads, files) it lets go when the iterator is closed.
@@ -143,7 +143,7 @@ class RowFeed:
         """Of all rows."""
         return self.passes.data
 
-    def draw(self, epoch: int, start: int) -> Iterator[Batch]:
+    def draw(self, epoch: int, start: int) -> Generator[Batch]:
         """One permutation of all rows per epoch, cut into batches of equal size up to one row, each into equal parts.
 
         Nothing is dropped, no part is empty, and batches know nothing of workers. 8 N bytes.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pyarrow.fs as pafs
@@ -76,7 +76,7 @@ def run_group(
         partial(_worker, work, workers, folder),
         torch_config=ray.train.torch.TorchConfig(timeout_s=_TIMEOUT_S),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.count if workers.least is None else (workers.least, workers.count),
+            num_workers=cast(Any, workers.count if workers.least is None else (workers.least, workers.count)),
             use_gpu=workers.gpus > 0,
             resources_per_worker={"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {}),
         ),

@@ -85,6 +85,16 @@ def test_a_group_trains_what_one_process_does(by_value: None, rows: Rows, tmp_pa
         train(Toy(), rows.x_ND, rows.row_N, TRAIN.model_copy(update={"workers": 3}))
 
 
+@pytest.mark.slow
+def test_a_group_begins_with_the_workers_that_there_is_room_for(by_value: None, rows: Rows, tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "run", "mine")
+    config = TRAIN.model_copy(update={"workers": 5, "min_workers": 1})
+    together = train(Toy(), rows.x_ND, rows.row_N, config, store=store)
+    alone = train(Toy(), rows.x_ND, rows.row_N, TRAIN)
+    _close(together, alone)
+    assert together.scalars != alone.scalars  # rounding tells that there were several
+
+
 def _fit_both(world: World, saved: SavedRows, folder: Path) -> None:
     from pipeline.cluster.fit import _fit_worker  # noqa: PLC0415
 

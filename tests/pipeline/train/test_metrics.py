@@ -130,9 +130,9 @@ def test_prometheus_finds_the_last_figures_while_a_session_is_up(ray_session: No
     import ray  # noqa: PLC0415
 
     recorder = Recorder(tmp_path, resumed_step=0)
-    recorder.record(1, {"loss": 5.5, "images_per_second": 100.0, "skipped_steps": 2})
-    recorder.record(2, {"loss": 4.5, "images_per_second": 120.0, "skipped_steps": 2})
-    wanted = {"train_loss": 4.5, "train_images_per_second": 120.0, "train_skipped_steps": 2.0}
+    recorder.record(1, {"loss": 5.5, "rows_per_second": 100.0, "skipped": 2})
+    recorder.record(2, {"loss": 4.5, "rows_per_second": 120.0, "skipped": 2})
+    wanted = {"train_loss": 4.5, "train_rows_per_second": 120.0, "train_skipped": 2.0}
     deadline = time.monotonic() + 60
     found: dict[str, float] = {}
     while found != wanted and time.monotonic() < deadline:
