@@ -21,6 +21,8 @@ from models.errors import ShoalError
 from models.gmm import GMMConfig
 from models.kmeans import KMeansConfig
 from models.objective import Objective
+from models.swav import prototypes
+from models.swav.config import PrototypesConfig
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Algorithm:
     """A Clusterer's settings, its first model, and the way back from its tensors."""
 
     config: type[Config]
-    start: Callable[[Any, DataSummary], Clusterer] | None  # None where it is trained
+    start: Callable[[Any, DataSummary], Clusterer] | None  # None where it is trained, or comes with a backbone
     load: Callable[[Any, dict[str, Tensor]], Clusterer]
     objective: Callable[[Any], Objective] | None = None  # where it is trained by gradient, from its settings
 
@@ -38,17 +40,25 @@ ALGORITHMS: dict[str, Algorithm] = {
     "gmm": Algorithm(GMMConfig, gmm.start, gmm.load),
     "dpm": Algorithm(DPMConfig, dpm.start, dpm.load),
     "deepdpm": Algorithm(DeepDPMConfig, None, deepdpm.load, DeepDPMObjective),
+    "prototypes": Algorithm(PrototypesConfig, None, prototypes.load),
 }
 
-ClustererConfig = Annotated[KMeansConfig | GMMConfig | DPMConfig | DeepDPMConfig, Field(discriminator="kind")]
+ClustererConfig = Annotated[
+    KMeansConfig | GMMConfig | DPMConfig | DeepDPMConfig | PrototypesConfig, Field(discriminator="kind")
+]
 
 
 def start(config: ClustererConfig, data: DataSummary) -> Clusterer:
     """The first model of the algorithm that `config` is for.
 
-    Raises ShoalError when the data cannot be fitted with these settings (fewer rows than clusters).
+    Raises ShoalError when the data cannot be fitted with these settings (fewer rows than clusters), or with none.
     """
-    begin = ALGORITHMS[config.kind].start
+    begin, objective = ALGORITHMS[config.kind].start, ALGORITHMS[config.kind].objective
+    if begin is None and objective is None:
+        raise ShoalError(
+            f"{config.kind} are learned together with a backbone, by `shoal train`, and cannot be fitted to a table; "
+            "label it with `shoal assign` and their artifact, or cluster it with another kind."
+        )
     if begin is None:
         raise ShoalError(f"{config.kind} is trained by gradient, not fitted in passes; cluster a table with it.")
     return begin(config, data)

@@ -22,6 +22,9 @@ from models.gmm import GMMConfig
 from models.kmeans import KMeansConfig
 from models.objective import Plan, whole_batch
 from models.registry import ALGORITHMS, ClustererConfig, load, start
+from models.swav.config import PrototypesConfig
+from models.swav.network import make_head
+from models.swav.prototypes import Prototypes
 from pipeline.train.world import Alone
 
 PASSES = 300  # a fit that has not settled by then never will
@@ -34,6 +37,7 @@ def config_for(kind: str, clusters: int) -> ClustererConfig:
         "gmm": GMMConfig(clusters=clusters, restarts=3),
         "dpm": DPMConfig(),
         "deepdpm": DeepDPMConfig(initial_clusters=clusters, warmup=8, update=4, interval=10**6),
+        "prototypes": PrototypesConfig(),
     }
     return known[kind]
 
@@ -110,13 +114,21 @@ def trained(x_ND: Tensor, epochs: int) -> Clusterer:
     return objective.clusterer(net)
 
 
+def prototypes() -> Prototypes:
+    """Six directions behind a projection head, all of them as drawn."""
+    torch.manual_seed(0)
+    direction_KD = torch.nn.functional.normalize(torch.randn(6, 5).double())
+    return Prototypes(PrototypesConfig(), make_head(3, 16, 5).state_dict(), direction_KD)
+
+
 @cache
 def halfway(kind: str) -> Clusterer:
     """A model of overlapping clusters after few passes: nothing about it is converged or certain."""
     x_ND, _ = planted(1003, spread=1.2)
     if kind == "deepdpm":
         return trained(x_ND, epochs=2)
-    return fit(start(config_for(kind, 4), summarise(x_ND)), x_ND, passes=4)
+    first = prototypes() if kind == "prototypes" else start(config_for(kind, 4), summarise(x_ND))
+    return fit(first, x_ND, passes=4)
 
 
 def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
@@ -172,7 +184,7 @@ trained_kind = pytest.mark.parametrize("kind", [kind for kind, algorithm in ALGO
 
 @trained_kind
 def test_what_is_trained_is_not_started(kind: str) -> None:
-    with pytest.raises(ShoalError, match=f"{kind} is trained by gradient, not fitted in passes"):
+    with pytest.raises(ShoalError, match=f"{kind} (is trained by gradient, not fitted in passes|are learned together)"):
         start(config_for(kind, 4), summarise(planted(40)[0]))
 
 
