@@ -146,7 +146,7 @@ class Objective(Protocol):
     def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Reduce) -> Loss:
         """Loss of one batch part, which is never empty. A parameter that it does not use gets no gradient.
 
-        `step` counts those of the optimizer that were taken; where gradients accumulate, several losses have the same.
+        `step` counts the optimizer's steps before, made or skipped; where gradients accumulate, several losses have one.
         """
         ...
 
