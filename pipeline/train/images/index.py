@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
 from threading import Event
@@ -22,11 +22,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from models.errors import ShoalError
 from pipeline.cluster.rows import row_hashes
-from pipeline.extract.ahead import map_ahead, single_threads
+from pipeline.extract.ahead import map_ahead
 from pipeline.extract.rows import rejected
 from pipeline.ingest.decode import DecodeConfig, Undecodable, decode
 from pipeline.ingest.shards import Reject, Sample, ShardReader, ShardSummary, read_samples
@@ -36,45 +35,23 @@ from pipeline.progress import Progress, silent
 from pipeline.tables.place import Place, place, remove_tree, write_whole
 from pipeline.tables.schema import Reason
 from pipeline.tables.storage import open_filesystem, patiently
+from pipeline.train.images.index_table import (
+    COLUMNS,
+    FORMAT,
+    IndexedShard,
+    entries_of,
+    is_on_web,
+    joined,
+    packed,
+    read_table,
+    settings_of,
+    split,
+    with_meta,
+)
+from pipeline.train.images.threads import threads_beside
 
 STEP = "index images"
 FILE, PARTS = "index.parquet", "parts"
-_META = b"shoal"
-_FORMAT = 1
-_COLUMNS = pa.schema(
-    [
-        pa.field("shard", pa.dictionary(pa.int32(), pa.string())),
-        pa.field("row", pa.int64()),  # the hash of shard and key that every table of shoal has
-        pa.field("offset", pa.int64()),  # of the uncompressed shard
-        pa.field("size", pa.int64()),
-        pa.field("key", pa.string()),  # of rejects only
-        pa.field("reason", pa.string()),  # null: a usable image
-        pa.field("detail", pa.string()),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class IndexedShard:
-    """A shard as it was when it was indexed."""
-
-    shard: str
-    size: int  # stored bytes
-    modified: int | None  # ns since 1970
-    checksum: str
-    ranged: bool  # can be read from the middle: neither compressed nor on a web server
-    rows: int
-    rejects: Mapping[str, int]  # by reason
-
-    @property
-    def on_web(self) -> bool:
-        """Where it is asked for as a whole, and not for its time."""
-        return _on_web(self.shard)
-
-    @property
-    def items(self) -> int:
-        """Lines of the index."""
-        return self.rows + sum(self.rejects.values())
 
 
 @dataclass(frozen=True)
@@ -106,7 +83,7 @@ class ImageIndex:
 
     def reject_table(self) -> pa.Table:
         """One line for each reject: shard, key, offset, size, reason, detail."""
-        table = _read(self.folder / FILE)
+        table = read_table(self.folder / FILE)
         if table is None:
             raise _missing(self.folder)
         return table.filter(pc.is_valid(table["reason"])).drop_columns(["row"])
@@ -130,18 +107,18 @@ def index_shards(
     if not shards:
         raise ShoalError("There are 0 shards to learn from; name folders of *.tar files, single shards or URLs.")
     decoding = decoding or DecodeConfig()
-    settings = {"format": _FORMAT, "decode": decoding.model_dump(mode="json", exclude={"reduce_jpeg"})}
-    now = stored_all([shard for shard in shards if not _on_web(shard)])
-    whole = _read(folder / FILE)
+    settings = {"format": FORMAT, "decode": decoding.model_dump(mode="json", exclude={"reduce_jpeg"})}
+    now = stored_all([shard for shard in shards if not is_on_web(shard)])
+    whole = read_table(folder / FILE)
     if whole is not None and _is_current(whole, shards, settings, now):
         return _loaded(folder, whole)
-    known = {} if whole is None else _split(whole)
+    known = {} if whole is None else split(whole)
     work = partial(_index_shard, known=known, now=now, folder=folder, decoding=decoding, settings=settings)
     tables = list(_in_threads(work, shards, threads, on_progress))
-    index = _joined(tables, settings)
+    index = joined(tables, settings)
     _require_images(index, shards)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / FILE, _packed(index))
+    write_whole(folder / FILE, packed(index))
     remove_tree(folder / PARTS)
     return _loaded(folder, index)
 
@@ -149,7 +126,7 @@ def index_shards(
 def load_index(folder: str | Place) -> ImageIndex:
     """The index that is in `folder`. Raises ShoalError when there is none."""
     folder = place(folder)
-    table = _read(folder / FILE)
+    table = read_table(folder / FILE)
     if table is None:
         raise _missing(folder)
     return _loaded(folder, table)
@@ -159,7 +136,7 @@ def _in_threads(
     work: Callable[[str, Event], pa.Table], shards: Sequence[str], threads: int, on_progress: Progress
 ) -> Iterator[pa.Table]:
     stop = Event()
-    pool = single_threads(threads)
+    pool = threads_beside(threads)
     try:
         parts = map_ahead(lambda shard: work(shard, stop), shards, pool, threads)
         for done, part in enumerate(parts, start=1):
@@ -182,12 +159,12 @@ def _index_shard(  # noqa: PLR0913 - what a thread is told
 ) -> pa.Table:
     """What is known of a shard, if it is still as it was; else it is read, and what was found is kept."""
     part = folder / PARTS / f"{hashlib.sha256(shard.encode()).hexdigest()[:32]}.parquet"
-    for table in (known.get(shard), _read(part)):
+    for table in (known.get(shard), read_table(part)):
         if table is not None and _is_current(table, [shard], settings, now):
             return table
     table = _read_shard(shard, decoding, settings, stop)
     part.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(part, _packed(table))
+    write_whole(part, packed(table))
     return table
 
 
@@ -209,16 +186,17 @@ def _read_shard(shard: str, decoding: DecodeConfig, settings: Mapping[str, Any],
         dict(sorted(Counter(reject.reason.value for reject in rejects).items())),
     )
     keys = pa.table({"shard": [shard] * len(images), "key": pa.array([image.key for image in images], pa.string())})
+    ordered: list[Sample | Reject] = [*images, *rejects]
     columns = {
         "shard": pa.DictionaryArray.from_arrays(pa.array([0] * len(items), pa.int32()), [shard]),
         "row": pa.concat_arrays([pa.array(row_hashes(keys)), pa.nulls(len(rejects), pa.int64())]),
-        "offset": [item.offset for item in (*images, *rejects)],
-        "size": [item.size for item in (*images, *rejects)],
+        "offset": [item.offset for item in ordered],
+        "size": [item.size for item in ordered],
         "key": [None] * len(images) + [reject.key for reject in rejects],
         "reason": [None] * len(images) + [reject.reason.value for reject in rejects],
         "detail": [None] * len(images) + [reject.detail for reject in rejects],
     }
-    return _with_meta(pa.table(columns, schema=_COLUMNS), settings, [found])
+    return with_meta(pa.table(columns, schema=COLUMNS), settings, [found])
 
 
 def _judged(reader: ShardReader, decoding: DecodeConfig, stop: Event) -> Iterator[Sample | Reject]:
@@ -244,7 +222,7 @@ def _why_unread(shard: str, rejects: Sequence[Reject]) -> str:
 
 
 def _is_ranged(shard: str, summary: ShardSummary) -> bool:
-    if _on_web(shard) or not summary.samples:
+    if is_on_web(shard) or not summary.samples:
         return False
     filesystem, path = open_filesystem(shard)
 
@@ -265,14 +243,11 @@ def _require_images(index: pa.Table, shards: Sequence[str]) -> None:
         )
 
 
-def _is_current(
-    table: pa.Table, shards: Sequence[str], settings: Mapping[str, Any], now: Mapping[str, Stored]
-) -> bool:
+def _is_current(table: pa.Table, shards: Sequence[str], settings: Mapping[str, Any], now: Mapping[str, Stored]) -> bool:
     """Whether a table is that of just these shards as they are now."""
-    meta = _meta(table)
-    entries = _entries(meta)
+    entries = entries_of(table)
     return (
-        meta["settings"] == settings
+        settings_of(table) == settings
         and [entry.shard for entry in entries] == list(shards)
         and all(_is_unchanged(entry, now.get(entry.shard)) for entry in entries)
     )
@@ -284,63 +259,13 @@ def _is_unchanged(entry: IndexedShard, now: Stored | None) -> bool:
     return now is not None and (now.size, now.modified) == (entry.size, entry.modified)
 
 
-def _on_web(shard: str) -> bool:
-    return shard.lower().startswith(("http://", "https://"))
-
-
-def _split(whole: pa.Table) -> dict[str, pa.Table]:
-    """The tables of single shards that an index was joined from."""
-    parts, begin = {}, 0
-    for entry in _entries(_meta(whole)):
-        part = whole.slice(begin, entry.items)
-        parts[entry.shard] = _with_meta(part, _meta(whole)["settings"], [entry])
-        begin += entry.items
-    return parts
-
-
-def _joined(tables: Sequence[pa.Table], settings: Mapping[str, Any]) -> pa.Table:
-    entries = [entry for table in tables for entry in _entries(_meta(table))]
-    bare = [table.replace_schema_metadata(None) for table in tables]
-    return _with_meta(pa.concat_tables(bare).unify_dictionaries().combine_chunks(), settings, entries)
-
-
 def _loaded(folder: Place, table: pa.Table) -> ImageIndex:
-    meta = _meta(table)
-    entries = _entries(meta)
+    entries = entries_of(table)
     images = table.filter(pc.is_null(table["reason"]))
     row_N, offset_N, size_N = (images[name].to_numpy() for name in ("row", "offset", "size"))
     content = [[PurePosixPath(entry.shard).name, entry.checksum, entry.rows] for entry in entries]
-    digest = hashlib.sha256(json.dumps([meta["settings"], content]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([settings_of(table), content]).encode()).hexdigest()
     return ImageIndex(folder, entries, row_N, offset_N, size_N, digest)
-
-
-def _with_meta(table: pa.Table, settings: Mapping[str, Any], entries: Sequence[IndexedShard]) -> pa.Table:
-    meta = {"settings": settings, "shards": [asdict(entry) for entry in entries]}
-    return table.replace_schema_metadata({_META: json.dumps(meta)})
-
-
-def _meta(table: pa.Table) -> Any:
-    return json.loads(table.schema.metadata[_META])
-
-
-def _entries(meta: Any) -> tuple[IndexedShard, ...]:
-    return tuple(IndexedShard(**entry) for entry in meta["shards"])
-
-
-def _packed(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return bytes(sink.getvalue().to_pybytes())
-
-
-def _read(path: Place) -> pa.Table | None:
-    """None where there is no file, or one that is none of ours: it is made again."""
-    try:
-        table = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read()
-        _entries(_meta(table))
-    except (FileNotFoundError, pa.ArrowInvalid, KeyError, TypeError, ValueError):
-        return None
-    return table
 
 
 def _missing(folder: Place) -> ShoalError:

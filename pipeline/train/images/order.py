@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from models.errors import ShoalError
 
-PIECES = 16  # of a lane: what an epoch permutes where shards are few
+PIECES = 16  # of a lane at most, unless it has more shards: what an epoch permutes where shards are few
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Order:
         if size > self.lanes:
             raise ShoalError(
                 f"There are {size} workers but {self.lanes} lanes, and each worker reads its own; "
-                f"set images.lanes to at least {size}, or train.workers to at most {self.lanes}."
+                f"set train.images.lanes to at least {size}, or train.loop.workers to at most {self.lanes}."
             )
         return range(self.lanes * rank // size, self.lanes * (rank + 1) // size)
 
@@ -126,12 +127,12 @@ def _require_full_lanes(smallest: int, lanes: int) -> None:
     if smallest < needed:
         raise ShoalError(
             f"Batches of {smallest} images cannot take 2 from each of {lanes} lanes; "
-            f"set train.batch_size to at least {needed}, or images.lanes to at most {max(1, smallest // 2)}."
+            f"set train.loop.batch_size to at least {needed}, or train.images.lanes to at most {max(1, smallest // 2)}."
         )
 
 
 def _lanes(rows_S: np.ndarray, ranged_S: np.ndarray, deal: Deal) -> tuple[np.ndarray, ...]:
-    """Pieces of each lane: the line of all shards, in an order by seed, cut into equal lanes. O(S + L) pieces."""
+    """Pieces of each lane: the line of all shards, in an order by seed, cut into equal lanes. S + 17 L at most."""
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence((deal.seed, 0))))
     order_S = np.argsort(generator.random(len(rows_S)), kind="stable")
     first_S = np.cumsum(rows_S) - rows_S
@@ -140,7 +141,8 @@ def _lanes(rows_S: np.ndarray, ranged_S: np.ndarray, deal: Deal) -> tuple[np.nda
     lanes = []
     for lane in range(deal.lanes):
         low, high = (total * each // deal.lanes for each in (lane, lane + 1))
-        longest = max(1, -(-(high - low) // PIECES))
+        # Within the jitter rows are shuffled anyway, and small pieces are more requests to an object store.
+        longest = max(1, -(-(high - low) // PIECES), deal.shuffle_rows // deal.lanes)
         pieces: list[tuple[int, int]] = []
         for place in range(int(np.searchsorted(end_S, low, side="right")), len(order_S)):
             shard = order_S[place]
@@ -158,11 +160,11 @@ def _cut(first: int, last: int, longest: int) -> list[tuple[int, int]]:
     """Rows `first` to `last` in as few pieces of at most `longest` as possible, equal up to one row."""
     count = -(-(last - first) // longest) if last > first else 0
     edges = [first + (last - first) * each // count for each in range(count + 1)] if count else []
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 def _ranges(pieces: np.ndarray) -> np.ndarray:
     """The rows of pieces, one piece after the other."""
     length_P = pieces[:, 1] - pieces[:, 0]
     shift_P = pieces[:, 0] - (np.cumsum(length_P) - length_P)
-    return np.arange(int(length_P.sum()), dtype=np.int64) + np.repeat(shift_P, length_P)
+    return np.asarray(np.arange(int(length_P.sum())) + np.repeat(shift_P, length_P))

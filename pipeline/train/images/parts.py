@@ -6,7 +6,7 @@ Shapes: B rows of a part, C channels, S pixels of a square.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from models.views import Views
-from pipeline.extract.ahead import map_ahead, one_ahead, single_threads
-from pipeline.ingest.decode import DecodeConfig, Undecodable, decode
+from pipeline.extract.ahead import map_ahead
+from pipeline.ingest.decode import DecodeConfig
 from pipeline.train.images.config import ImagesConfig
 from pipeline.train.images.index import ImageIndex
 from pipeline.train.images.order import Order
-from pipeline.train.images.read import Encoded, changed, in_turn, shard_of
+from pipeline.train.images.read import Encoded, decoded, in_turn
+from pipeline.train.images.threads import threads_beside
 
 ROWS_AT_ONCE = 16  # of images of any size, so that all threads work on one batch
 SMALL_AT_ONCE = 512  # of small ones: calls cost more than pixels
@@ -66,27 +67,24 @@ class Maker:
         row_N = np.sort(np.concatenate([order.lane_rows(lane) for lane in lanes]))
         self._cache = _Cache(row_N, (views.channels, base, base), config.cache_bytes) if base else None
 
-    def parts(self, epoch: int, start: int) -> Iterator[Part]:
-        """The parts of batches `start` and later, in order; `ahead` of them are made before they are asked for.
+    def parts(self, epoch: int, start: int) -> Generator[Part, None, None]:
+        """The parts of batches `start` and later, in order; `ahead` of them are begun before they are asked for.
 
-        Its threads end when the iterator does, or is closed. Raises ShoalError for a shard that has changed since it
+        Its threads end when the generator does, or is closed. Raises ShoalError for a shard that has changed since it
         was indexed, OSError for storage that fails.
         """
-        before = torch.get_num_threads()
-        makers, joiner = single_threads(self._config.threads), single_threads(1)
-        torch.set_num_threads(before)  # which the pools have changed
+        makers = threads_beside(self._config.threads)
         readers = ThreadPoolExecutor(len(self._lanes))
         rows = self._size(start)
-        window = max(self._config.ahead * rows, self._config.threads * self._at_once)
+        window = max(self._config.ahead * rows, self._config.threads * min(rows, self._at_once))
         try:
             chunks = self._chunks(epoch, start, readers)
             made = map_ahead(partial(self._make, epoch), chunks, makers, window, lambda chunk: len(chunk.row_b))
-            yield from one_ahead(self._joined(made, start), joiner)
+            for batch in range(start, self._order.batches):
+                yield join([next(made) for _ in range(-(-self._size(batch) // self._at_once))])
         finally:
-            for pool in (readers, makers, joiner):
-                pool.shutdown(wait=False, cancel_futures=True)
-            for pool in (joiner, makers, readers):
-                pool.shutdown()
+            for pool in (makers, readers):
+                pool.shutdown(cancel_futures=True)
 
     def _size(self, batch: int) -> int:
         """B."""
@@ -128,16 +126,7 @@ class Maker:
         return image_bCHW
 
     def _decoded(self, encoded: Encoded) -> Tensor:
-        try:
-            return decode(encoded.image, self._decoding, self._short_side)
-        except Undecodable as error:
-            shard = shard_of(self._index, encoded.row)
-            offset = self._index.offset_N[encoded.row]
-            raise changed(shard, f"the image at byte {offset} cannot be decoded any more ({error})") from error
-
-    def _joined(self, made: Iterator[Part], start: int) -> Iterator[Part]:
-        for batch in range(start, self._order.batches):
-            yield join([next(made) for _ in range(-(-self._size(batch) // self._at_once))])
+        return decoded(self._index, encoded, self._decoding, self._short_side)
 
 
 def join(parts: Sequence[Part]) -> Part:
@@ -182,7 +171,7 @@ class _Cache:
         """A copy of the squares; of those that are missing, anything."""
         place_b, has_place_b = self._places(row_b)
         if has_place_b.all():
-            return self._square_MCHW[place_b]
+            return np.asarray(self._square_MCHW[place_b])
         square_bCHW = np.empty((len(row_b), *self._square_MCHW.shape[1:]), np.uint8)
         square_bCHW[has_place_b] = self._square_MCHW[place_b[has_place_b]]
         return square_bCHW

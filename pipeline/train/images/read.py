@@ -5,6 +5,7 @@ Shapes: n rows of a lane.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -13,14 +14,17 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from models.errors import ShoalError
 from pipeline.extract.ahead import one_ahead
+from pipeline.ingest.decode import DecodeConfig, Undecodable, decode
 from pipeline.ingest.stored import stored
 from pipeline.ingest.stream import CHUNK_BYTES, ShardStream, open_raw
 from pipeline.tables.storage import open_filesystem, patiently
 from pipeline.tables.stores import one_line
-from pipeline.train.images.index import ImageIndex, IndexedShard
+from pipeline.train.images.index import ImageIndex
+from pipeline.train.images.index_table import IndexedShard
 from pipeline.train.images.order import LaneEpoch
 
 _GAP_BYTES = 2**20  # of a shard; what lies between two images is read over rather than asked for anew
@@ -63,14 +67,14 @@ def read_blocks(index: ImageIndex, row_n: np.ndarray) -> Iterator[list[Encoded]]
             yield from (_ranged if shard.ranged else _streamed)(index, shard, run_n)
 
 
-def changed(shard: IndexedShard, what: str) -> ShoalError:
-    """What a shard that is not as it was when it was indexed stops training with."""
-    return ShoalError(f"{shard.shard} is not as it was indexed: {what}; run again, so that it is indexed anew.")
-
-
-def shard_of(index: ImageIndex, row: int) -> IndexedShard:
-    """The shard that a row is in."""
-    return index.shards[int(np.searchsorted(index.end_S, row, side="right"))]
+def decoded(index: ImageIndex, encoded: Encoded, decoding: DecodeConfig, short_side: int) -> Tensor:
+    """The image, uint8 (3, H, W), at a reduced size where `decode` can. Raises ShoalError when it is another by now."""
+    try:
+        return decode(encoded.image, decoding, short_side)
+    except Undecodable as error:
+        shard = index.shards[int(np.searchsorted(index.end_S, encoded.row, side="right"))]
+        offset = index.offset_N[encoded.row]
+        raise _changed(shard, f"the image at byte {offset} cannot be decoded any more ({error})") from error
 
 
 def _runs(index: ImageIndex, row_n: np.ndarray) -> Iterator[tuple[IndexedShard, np.ndarray]]:
@@ -91,7 +95,7 @@ def _ranged(index: ImageIndex, shard: IndexedShard, row_n: np.ndarray) -> Iterat
             begin_n, size_n = index.offset_N[block_n], index.size_N[block_n]
             data = _read_at(file, int(begin_n[0]), int(begin_n[-1] + size_n[-1]))
             if len(data) < begin_n[-1] + size_n[-1] - begin_n[0]:
-                raise changed(shard, f"it ends before byte {begin_n[-1] + size_n[-1]}")
+                raise _changed(shard, f"it ends before byte {begin_n[-1] + size_n[-1]}")
             slices = zip(block_n.tolist(), (begin_n - begin_n[0]).tolist(), size_n.tolist(), strict=True)
             yield [Encoded(row, data[begin : begin + size]) for row, begin, size in slices]
 
@@ -126,7 +130,7 @@ def _streamed(index: ImageIndex, shard: IndexedShard, row_n: np.ndarray) -> Iter
                 images.append(Encoded(row, stream.read(size)))
                 at = begin + size
                 if len(images[-1].image) < size:
-                    raise changed(shard, f"it ends before byte {at}")
+                    raise _changed(shard, f"it ends before byte {at}")
             yield images
 
 
@@ -137,7 +141,7 @@ def _skip(stream: ShardStream, count: int) -> None:
 
 def _require_size(shard: IndexedShard, size: int) -> None:
     if size != shard.size:
-        raise changed(shard, f"it has {size} bytes and had {shard.size}")
+        raise _changed(shard, f"it has {size} bytes and had {shard.size}")
 
 
 @contextmanager
@@ -145,8 +149,12 @@ def _told(shard: IndexedShard) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise changed(shard, "it is gone") from error
+        raise _changed(shard, "it is gone") from error
     except ShoalError:
         raise
     except Exception as error:  # every filesystem raises what it likes; a new attempt may find it in order
-        raise OSError(f"{shard.shard} cannot be read ({one_line(error)})") from error
+        raise OSError(errno.EIO, f"cannot be read ({one_line(error)})", shard.shard) from error
+
+
+def _changed(shard: IndexedShard, what: str) -> ShoalError:
+    return ShoalError(f"{shard.shard} is not as it was indexed: {what}; run again, so that it is indexed anew.")

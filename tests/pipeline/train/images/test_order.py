@@ -128,12 +128,12 @@ def test_a_jitter_that_covers_the_lane_is_a_full_permutation() -> None:
 
 
 def test_batches_too_small_for_their_lanes_are_refused_with_the_way_out() -> None:
-    with pytest.raises(ShoalError, match=r"Batches of 15 images .* batch_size to at least 32, or images.lanes .* 7"):
+    with pytest.raises(ShoalError, match=r"Batches of 15 images .*batch_size to at least 32, or .*lanes to at most 7"):
         Order.of([150], [True], Deal(15, 16, 0, 0))
     assert Order.of([150], [True], Deal(15, 7, 0, 0)).batches == 10
 
 
 def test_more_workers_than_lanes_are_refused() -> None:
     order = Order.of([100], [True], Deal(10, 2, 0, 0))
-    with pytest.raises(ShoalError, match=r"3 workers but 2 lanes.*images.lanes to at least 3"):
+    with pytest.raises(ShoalError, match=r"3 workers but 2 lanes.*lanes to at least 3"):
         order.of_worker(0, 3)
