@@ -21,7 +21,7 @@ Flags = NDArray[np.bool_]
 
 GOLDEN = 0x9E3779B97F4A7C15
 ATTEMPTS = 10  # of a crop that fits, before the centre is taken: torchvision's number
-SLOTS = 2 * ATTEMPTS + 12
+SLOTS = 2 * ATTEMPTS + 13
 BLUR = (0.1, 2.0)  # radius in pixels (Caron et al. 2020), for crops of BLUR_SIZE pixels and more
 BLUR_SIZE = 96  # the smallest crop that the published recipe blurs; below it the radius shrinks in proportion
 
@@ -42,7 +42,7 @@ def uniform(seed: int, epoch: int, row_B: Whole, views: range, count: int) -> Re
 
 @dataclass(frozen=True)
 class Draws:
-    """What happens to R crops: a box of the image, a mirror, an angle, four factors of colour, grey and blur."""
+    """What happens to R crops: a box of the image, a mirror, an angle, five numbers of colour, grey and blur."""
 
     top_R: Whole
     left_R: Whole
@@ -54,6 +54,7 @@ class Draws:
     contrast_R: Real
     saturation_R: Real
     hue_R: Real  # 0 changes nothing
+    gamma_R: Real  # 1 changes nothing
     grey_R: Flags
     blur_R: Real  # standard deviation in pixels of the crop; 0 leaves the crop sharp
 
@@ -64,7 +65,8 @@ def draw(policy: Policy, bank: Bank, u_RS: Real, height: int, width: int) -> Dra
     Every event has its own numbers, so changing one setting leaves the others' events as they were.
     """
     box = crop_box(bank.area, u_RS[:, : 2 * ATTEMPTS + 2], height, width)
-    flip, angle, jitter, brightness, contrast, saturation, hue, grey, blur, radius = u_RS[:, 2 * ATTEMPTS + 2 :].T
+    events = u_RS[:, 2 * ATTEMPTS + 2 :].T
+    flip, angle, jitter, brightness, contrast, saturation, hue, grey, blur, radius, gamma = events
     changes_R = jitter < policy.jitter
     scale = min(1.0, bank.size / BLUR_SIZE)
     return Draws(
@@ -75,6 +77,7 @@ def draw(policy: Policy, bank: Bank, u_RS: Real, height: int, width: int) -> Dra
         contrast_R=_factor(contrast, policy.contrast, changes_R),
         saturation_R=_factor(saturation, policy.saturation, changes_R),
         hue_R=np.where(changes_R, policy.hue * (2 * hue - 1), 0.0),
+        gamma_R=np.where(changes_R, np.exp(policy.gamma * (2 * gamma - 1)), 1.0),
         grey_R=grey < policy.grey,
         blur_R=np.where(blur < policy.blur, scale * (BLUR[0] + (BLUR[1] - BLUR[0]) * radius), 0.0),
     )

@@ -16,10 +16,8 @@ from torch import Tensor
 
 from models.preprocessing import grey_levels
 
-UNIT = (
-    2**14
-)  # weights of a sum: 255 levels in steps of 1 / FINE, times UNIT, are below 2**24, where float32 stops counting
 FINE = 2  # steps of a level between the two directions of a resize
+UNIT = 2**14  # of weights: 255 · FINE · UNIT is below 2**24, where float32 stops counting
 
 Real = NDArray[np.float64]
 Whole = NDArray[np.int64]
@@ -73,6 +71,13 @@ def turn(level_RCHW: Tensor, angle_R: Real) -> Tensor:
         torch.add(*parts, out=from_RHW2[..., axis])
     turned_RCHW = torch.nn.functional.grid_sample(level_RCHW, from_RHW2, padding_mode="border", align_corners=False)
     return turned_RCHW.round_()
+
+
+def apply_gamma(level_RCHW: Tensor, exponent_R: Real) -> Tensor:
+    """Levels, as parts of 255, to a power; 1 changes nothing."""
+    table_RL = np.rint(255 * (np.arange(256) / 255) ** exponent_R[:, None])
+    level_RX = level_RCHW.flatten(1).to(torch.int64)
+    return _float(table_RL).gather(1, level_RX).view_as(level_RCHW)
 
 
 def scale_brightness(level_RCHW: Tensor, factor_R: Real) -> Tensor:

@@ -19,7 +19,7 @@ from models.errors import ShoalError
 from models.preprocessing import Preprocessing, grey_levels
 from models.views_config import Bank, ViewsConfig
 
-ROWS_AT_ONCE = 64  # what they need in between stays in a CPU's cache
+ROWS_AT_ONCE = 128  # what they need in between stays in a cache where images are small
 
 
 class Views:
@@ -84,8 +84,10 @@ class Views:
         return crop_CSS.flip(-1) if drawn.flip_R[view] else crop_CSS
 
     def _coloured(self, level_RCSS: Tensor, drawn: Draws) -> Tensor:
-        """Jitter in torchvision's order as written (it shuffles the four), then grey, then blur: SwAV's order."""
+        """Gamma, jitter in torchvision's order as written (it shuffles the four), grey, and blur last as in SwAV."""
         policy, colour = self._policy, self.channels == 3
+        if policy.jitter and policy.gamma:
+            level_RCSS = pixels.apply_gamma(level_RCSS, drawn.gamma_R)
         if policy.jitter and policy.brightness:
             level_RCSS = pixels.scale_brightness(level_RCSS, drawn.brightness_R)
         if policy.jitter and policy.contrast:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from models.config import Config
 
 ASPECT = (3 / 4, 4 / 3)  # width over height of the part that is cut out, log-uniform
 MAX_CROP = 4096  # pixels; memory goes with the square, as in models.preprocessing
 
-Chance = Annotated[float, Field(ge=0, le=1)]
-Strength = Annotated[float, Field(ge=0, le=10)]
-Crop = Annotated[int, Field(gt=0, le=MAX_CROP)]
-
 
 class Bank(Config):
     """`count` crops of size × size pixels; each is a part of the image, of a share of its area drawn from `area`."""
 
-    size: Crop
-    count: PositiveInt
-    area: tuple[float, float]
+    size: int = Field(ge=1, le=MAX_CROP, description="pixels of the crop")
+    count: int = Field(ge=1, description="crops of each image")
+    area: tuple[float, float] = Field(description="smallest and largest share of the image that is cut out")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -39,20 +35,34 @@ class ViewsConfig(Config):
     """
 
     policy: Literal["colour", "grey", "digits"] = "colour"
-    banks: Annotated[tuple[Bank, ...], Field(min_length=1)] = (
-        Bank(size=224, count=2, area=(0.14, 1.0)),
-        Bank(size=96, count=6, area=(0.05, 0.14)),
+    banks: tuple[Bank, ...] = Field(
+        (Bank(size=224, count=2, area=(0.14, 1.0)), Bank(size=96, count=6, area=(0.05, 0.14))),
+        min_length=1,
+        description="the first one's crops get codes, and all predict them",
     )
-    base: Crop | None = None
-    flip: Chance | None = None  # probability of a left-right mirror
-    rotate: Annotated[float, Field(ge=0, le=180)] | None = None  # degrees; the angle is uniform in ± rotate
-    brightness: Strength | None = None  # factor uniform in 1 ± this, at least 0; so with contrast and saturation
-    contrast: Strength | None = None
-    saturation: Strength | None = None
-    hue: Annotated[float, Field(ge=0, le=0.5)] | None = None  # shift uniform in ± hue, of the whole colour circle
-    jitter: Chance | None = None  # probability of the four above
-    grey: Chance | None = None  # probability of grey levels
-    blur: Chance | None = None  # probability of a Gaussian blur, radius U(.1, 2) pixels, less for crops below 96
+    base: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_CROP,
+        description="pixels of a square that images are brought to first; null: views are cut from decoded images",
+    )
+    flip: float | None = Field(None, ge=0, le=1, description="probability of a left-right mirror")
+    rotate: float | None = Field(None, ge=0, le=180, description="degrees; the angle is uniform in ± rotate")
+    brightness: float | None = Field(None, ge=0, le=10, description="factor uniform in 1 ± brightness, at least 0")
+    contrast: float | None = Field(None, ge=0, le=10, description="likewise, about the mean grey level")
+    saturation: float | None = Field(None, ge=0, le=10, description="likewise, about each pixel's grey level")
+    hue: float | None = Field(None, ge=0, le=0.5, description="shift uniform in ± hue, of the whole colour circle")
+    gamma: float | None = Field(
+        None, ge=0, le=3, description="exponent of levels (as parts of the largest), log-uniform in exp(± gamma)"
+    )
+    jitter: float | None = Field(None, ge=0, le=1, description="probability of the five above, all together")
+    grey: float | None = Field(None, ge=0, le=1, description="probability of grey levels")
+    blur: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="probability of a Gaussian blur with a radius from .1 to 2 pixels, less for crops below 96",
+    )
 
     @property
     def views(self) -> int:
@@ -86,6 +96,7 @@ class Policy(Config):
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
+    gamma: float = 0.0
     jitter: float = 0.0
     grey: float = 0.0
     blur: float = 0.0

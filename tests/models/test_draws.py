@@ -87,7 +87,7 @@ def test_an_image_too_long_for_any_box_gives_its_centre() -> None:
 
 
 def test_events_come_as_often_and_as_strong_as_asked() -> None:
-    policy = ViewsConfig(rotate=20, blur=0.25, jitter=0.6).chances
+    policy = ViewsConfig(rotate=20, blur=0.25, jitter=0.6, gamma=0.7).chances
     drawn = draw(policy, Bank(size=224, count=1, area=(0.2, 1.0)), numbers(), 50, 50)
     rates = [drawn.flip_R.mean(), drawn.grey_R.mean(), (drawn.blur_R > 0).mean(), (drawn.hue_R != 0).mean()]
     assert np.allclose(rates, [0.5, 0.2, 0.25, 0.6], atol=0.03)
@@ -95,6 +95,8 @@ def test_events_come_as_often_and_as_strong_as_asked() -> None:
     assert stats.kstest(drawn.blur_R[drawn.blur_R > 0], "uniform", args=(0.1, 1.9)).pvalue > 1e-3
     changed = drawn.hue_R != 0
     assert stats.kstest(drawn.hue_R[changed], "uniform", args=(-0.2, 0.4)).pvalue > 1e-3
+    assert (drawn.gamma_R[~changed] == 1).all()
+    assert stats.kstest(np.log(drawn.gamma_R[changed]), "uniform", args=(-0.7, 1.4)).pvalue > 1e-3
     for factor in (drawn.brightness_R, drawn.contrast_R, drawn.saturation_R):
         assert (factor[~changed] == 1).all()
         assert stats.kstest(factor[changed], "uniform", args=(0.2, 1.6)).pvalue > 1e-3

@@ -68,6 +68,8 @@ FACTORS, SHIFTS = [0.0, 0.3, 1.0, 1.8], [-0.5, -0.17, 0.0, 0.2]
 COLOURS: list[tuple[int, Colour, Colour, list[float]]] = [
     (1, pixels.scale_brightness, image_ops.adjust_brightness, FACTORS),
     (3, pixels.scale_brightness, image_ops.adjust_brightness, FACTORS),
+    (1, pixels.apply_gamma, image_ops.adjust_gamma, [0.4, 0.7, 1.0, 2.0]),
+    (3, pixels.apply_gamma, image_ops.adjust_gamma, [0.4, 0.7, 1.0, 2.0]),
     (1, pixels.scale_contrast, image_ops.adjust_contrast, FACTORS),
     (3, pixels.scale_contrast, image_ops.adjust_contrast, FACTORS),
     (3, pixels.scale_saturation, image_ops.adjust_saturation, FACTORS),
@@ -87,7 +89,7 @@ def test_colour_changes_as_by_torchvision(channels: int, ours: Colour, theirs: C
 
 def test_neutral_numbers_change_no_level() -> None:
     image, one, zero = levels(2, 3, 16, 16), np.ones(2), np.zeros(2)
-    for change in (pixels.scale_brightness, pixels.scale_contrast, pixels.scale_saturation):
+    for change in (pixels.apply_gamma, pixels.scale_brightness, pixels.scale_contrast, pixels.scale_saturation):
         assert torch.equal(change(image.clone(), one), image)
     assert torch.equal(pixels.shift_hue(image.clone(), zero), image)
     assert torch.equal(pixels.turn(image, zero), image)
