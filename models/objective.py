@@ -146,7 +146,7 @@ class Objective(Protocol):
     def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Reduce) -> Loss:
         """Loss of one batch part, which is never empty. A parameter that it does not use gets no gradient.
 
-        `step` counts the optimizer's steps before, made or skipped; where gradients accumulate, several losses have one.
+        `step` counts the optimizer's steps before, made or skipped; gradients that accumulate have the same one.
         """
         ...
 
