@@ -3,20 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from jobs.command import backbone_sets, carry_out, finish, reject_sets, run_now
+from jobs.options import NONE, BackboneOption, ConfigFile, DryRun, Json, Name, Rejects, Sets, Table
 from jobs.outcome import Missed, sentences, warn_in_sentences
-from models.errors import ShoalError
-
-if TYPE_CHECKING:
-    from jobs.config import RunConfig
-    from jobs.figures import Figures
-    from jobs.steps import Job
 
 
 class _Commands(TyperGroup):
@@ -35,20 +30,6 @@ app = typer.Typer(
     **_PLAIN,
 )
 config_app = typer.Typer(help="The settings: as they are resolved, or as a JSON schema.", **_PLAIN)
-_NONE: list[str] = []  # never changed: typer makes a list per call
-
-ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="YAML file of settings.")]
-Sets = Annotated[list[str], typer.Option("--set", metavar="A.B=C", help="One setting by its dotted key; repeatable.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
-Json = Annotated[Path | None, typer.Option("--json", metavar="PATH", help="Also write the figures as JSON.")]
-Rejects = Annotated[
-    float | None,
-    typer.Option(
-        "--max-reject-fraction", metavar="X", help="Exit with 1 when more than X of the samples are rejected."
-    ),
-]
-Table = Annotated[str, typer.Argument(metavar="TABLE", help="Folder or URL of a table, or of a run.")]
-Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Which clustering of the table.")]
 
 
 @app.command()
@@ -57,23 +38,24 @@ def demo(
         str, typer.Option("--output", metavar="DIR", help="Where shards, table and report go.")
     ] = "shoal-demo",
     config: ConfigFile = None,
-    sets: Sets = _NONE,
+    sets: Sets = NONE,
     dry_run: DryRun = False,
     json: Json = None,
 ) -> None:
     """Cluster 1,797 handwritten digits, from images to a report."""
     from jobs.demo import demo as demo_run
 
-    _carry_out(lambda settings: demo_run(output, settings), config or Path("digits"), sets, dry_run, json)
+    carry_out(lambda settings: demo_run(output, settings), config or Path("digits"), sets, dry_run, json)
 
 
 @app.command()
 def run(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="Folder of images, folder of shards, or shard URLs.")],
     output: Annotated[str, typer.Option("--output", metavar="DIR", help="Where shards, table and report go.")],
+    backbone: BackboneOption = None,
     max_reject_fraction: Rejects = None,
     config: ConfigFile = None,
-    sets: Sets = _NONE,
+    sets: Sets = NONE,
     dry_run: DryRun = False,
     json: Json = None,
 ) -> None:
@@ -83,8 +65,8 @@ def run(
     """
     from jobs.run import whole_job
 
-    sets = [*sets, *_reject_setting(max_reject_fraction)]
-    _carry_out(lambda settings: whole_job(source, output, settings), config, sets, dry_run, json)
+    sets = [*backbone_sets(backbone, sets), *reject_sets(max_reject_fraction)]
+    carry_out(lambda settings: whole_job(source, output, settings), config, sets, dry_run, json)
 
 
 @app.command()
@@ -92,32 +74,80 @@ def shards(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="Folder of images; its sub-folders are labels.")],
     output: Annotated[str, typer.Option("--output", metavar="DIR", help="Folder of the shards.")],
     config: ConfigFile = None,
-    sets: Sets = _NONE,
+    sets: Sets = NONE,
     dry_run: DryRun = False,
     json: Json = None,
 ) -> None:
     """Pack a folder of images into WebDataset shards."""
     from jobs.shards import Shards
 
-    _carry_out(lambda settings: Shards(source, output, settings), config, sets, dry_run, json)
+    carry_out(lambda settings: Shards(source, output, settings), config, sets, dry_run, json)
+
+
+@app.command()
+def train(
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="A folder of images; or folders of shards, shards, URLs.")
+    ],
+    output: Annotated[str, typer.Option("--output", metavar="DIR", help="Where checkpoints, metrics, artifacts go.")],
+    max_reject_fraction: Rejects = None,
+    config: ConfigFile = None,
+    sets: Sets = NONE,
+    dry_run: DryRun = False,
+    json: Json = None,
+) -> None:
+    """Learn a backbone from your own images, without labels.
+
+    The same command continues a run that was stopped. What comes out is for `extract --backbone` and `assign`.
+    """
+    from jobs.train import Train
+
+    sets = [*sets, *reject_sets(max_reject_fraction)]
+    carry_out(lambda settings: Train(tuple(inputs), output, settings), config, sets, dry_run, json)
+
+
+@app.command()
+def probe(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Labelled shards that probes are fitted on.")],
+    output: Annotated[str, typer.Option("--output", metavar="DIR", help="Where tables of embeddings go.")],
+    backbone: BackboneOption = None,
+    test: Annotated[
+        list[str],
+        typer.Option("--test", metavar="INPUT", help="Labelled shards to be tested on; repeatable. A fifth if none."),
+    ] = NONE,
+    max_reject_fraction: Rejects = None,
+    config: ConfigFile = None,
+    sets: Sets = NONE,
+    dry_run: DryRun = False,
+    json: Json = None,
+) -> None:
+    """What do a backbone's features hold, beside raw pixels and random weights?
+
+    Weighted k-NN and a linear classifier on frozen features, k-means given K, and clusters without K.
+    """
+    from jobs.probe import Probe
+
+    sets = [*backbone_sets(backbone, sets), *reject_sets(max_reject_fraction)]
+    carry_out(lambda settings: Probe(tuple(inputs), tuple(test), output, settings), config, sets, dry_run, json)
 
 
 @app.command()
 def extract(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Folders of shards, shards, or their URLs.")],
     output: Annotated[str, typer.Option("--output", metavar="TABLE", help="Folder of the table.")],
+    backbone: BackboneOption = None,
     profile: Annotated[bool, typer.Option("--profile", help="Also show where the time went, stage by stage.")] = False,
     max_reject_fraction: Rejects = None,
     config: ConfigFile = None,
-    sets: Sets = _NONE,
+    sets: Sets = NONE,
     dry_run: DryRun = False,
     json: Json = None,
 ) -> None:
     """Embed the images of shards into a table."""
     from jobs.extract import Extract
 
-    sets = [*sets, *_reject_setting(max_reject_fraction)]
-    _carry_out(lambda settings: Extract(tuple(inputs), output, settings, profile), config, sets, dry_run, json)
+    sets = [*backbone_sets(backbone, sets), *reject_sets(max_reject_fraction)]
+    carry_out(lambda settings: Extract(tuple(inputs), output, settings, profile), config, sets, dry_run, json)
 
 
 @app.command()
@@ -129,7 +159,7 @@ def cluster(
         typer.Option("--prior-scale", help="Prior covariance in units of the data's variance; smaller is finer."),
     ] = None,
     config: ConfigFile = None,
-    sets: Sets = _NONE,
+    sets: Sets = NONE,
     dry_run: DryRun = False,
     json: Json = None,
 ) -> None:
@@ -138,7 +168,7 @@ def cluster(
 
     if prior_scale is not None:
         sets = [*sets, f"cluster.algorithm.prior_scale={prior_scale}"]
-    _carry_out(lambda settings: Cluster(table, name, settings), config, sets, dry_run, json)
+    carry_out(lambda settings: Cluster(table, name, settings), config, sets, dry_run, json)
 
 
 @app.command()
@@ -147,14 +177,14 @@ def assign(
     artifact: Annotated[str | None, typer.Option("--artifact", metavar="PATH", help="Fitted model to use.")] = None,
     name: Name = None,
     config: ConfigFile = None,
-    sets: Sets = _NONE,
+    sets: Sets = NONE,
     dry_run: DryRun = False,
     json: Json = None,
 ) -> None:
     """Label new rows by the model that was fitted."""
     from jobs.assign import Assign
 
-    _carry_out(lambda settings: Assign(table, artifact, name, settings), config, sets, dry_run, json)
+    carry_out(lambda settings: Assign(table, artifact, name, settings), config, sets, dry_run, json)
 
 
 @app.command()
@@ -162,14 +192,14 @@ def evaluate(
     table: Table,
     name: Name = None,
     config: ConfigFile = None,
-    sets: Sets = _NONE,
+    sets: Sets = NONE,
     dry_run: DryRun = False,
     json: Json = None,
 ) -> None:
     """Score clusterings, against labels where there are any."""
     from jobs.evaluate import Evaluate
 
-    _carry_out(lambda settings: Evaluate(table, name, settings), config, sets, dry_run, json)
+    carry_out(lambda settings: Evaluate(table, name, settings), config, sets, dry_run, json)
 
 
 @app.command()
@@ -180,14 +210,14 @@ def report(
     ] = None,
     name: Name = None,
     config: ConfigFile = None,
-    sets: Sets = _NONE,
+    sets: Sets = NONE,
     dry_run: DryRun = False,
     json: Json = None,
 ) -> None:
     """Show a clustering and its images in one HTML file."""
     from jobs.reporting import Report
 
-    _carry_out(lambda settings: Report(table, output, name, settings), config, sets, dry_run, json)
+    carry_out(lambda settings: Report(table, output, name, settings), config, sets, dry_run, json)
 
 
 @app.command()
@@ -201,7 +231,7 @@ def show(
     """
     from jobs.show import Show
 
-    _run_now(Show(path), json)
+    run_now(Show(path), json)
 
 
 @app.command("import")
@@ -210,19 +240,19 @@ def import_(
     output: Annotated[str, typer.Option("--output", metavar="TABLE", help="Folder of the table.")],
     max_reject_fraction: Rejects = None,
     config: ConfigFile = None,
-    sets: Sets = _NONE,
+    sets: Sets = NONE,
     dry_run: DryRun = False,
     json: Json = None,
 ) -> None:
     """Bring embeddings made elsewhere into a table."""
     from jobs.importing import Import
 
-    sets = [*sets, *_reject_setting(max_reject_fraction)]
-    _carry_out(lambda settings: Import(tuple(files), output, settings), config, sets, dry_run, json)
+    sets = [*sets, *reject_sets(max_reject_fraction)]
+    carry_out(lambda settings: Import(tuple(files), output, settings), config, sets, dry_run, json)
 
 
 @config_app.command("show")
-def config_show(config: ConfigFile = None, sets: Sets = _NONE) -> None:
+def config_show(config: ConfigFile = None, sets: Sets = NONE) -> None:
     """The settings as a run would use them, as YAML."""
     from jobs.settings import as_resolved
 
@@ -252,56 +282,18 @@ def bench(
     from jobs.bench import registry
 
     if name == "list":
-        _finish(registry.listing(), json)
+        finish(registry.listing(), json)
         return
     from jobs.screen import progress
 
     benchmark = registry.find(name)
     with progress() as on_progress:
         result = benchmark.run(data, on_progress)
-    _finish(result.figures, json)
+    finish(result.figures, json)
     typer.echo(registry.json_line(benchmark, result))
     if not result.holds:
         missed = ", ".join(f"{bar.name} is {bar.value:.4g}, {bar.text}" for bar in result.bars if not bar.holds)
         raise Missed(f"{name} misses its bar ({benchmark.bar}): {missed}.")
-
-
-def _carry_out(
-    job: Callable[[RunConfig], Job], file: Path | None, sets: list[str], dry_run: bool, json: Path | None
-) -> None:
-    from jobs.config import digest, resolve
-    from jobs.steps import planned
-
-    settings = resolve(file, sets)
-    if dry_run:
-        _finish(planned(job(settings), digest(settings)), json)
-    else:
-        _run_now(job(settings), json)
-
-
-def _run_now(job: Job, json: Path | None) -> None:
-    from jobs.screen import progress
-
-    if json is not None and not json.absolute().parent.is_dir():
-        raise ShoalError(f"--json {json} is in a folder that does not exist; make {json.absolute().parent} first.")
-    with progress() as on_progress:
-        figures = job.run(on_progress)
-    _finish(figures, json)
-
-
-def _finish(figures: Figures, json: Path | None) -> None:
-    from jobs.figures import write_json
-    from jobs.screen import show as show_figures
-
-    show_figures(figures)
-    if json is not None:
-        write_json(figures, json)
-    if figures.shortfall:
-        raise Missed(figures.shortfall)
-
-
-def _reject_setting(fraction: float | None) -> list[str]:
-    return [] if fraction is None else [f"max_reject_fraction={fraction}"]
 
 
 app.add_typer(config_app, name="config")

@@ -23,6 +23,7 @@ from pipeline.evaluate.evaluate import EvaluateConfig
 from pipeline.extract.config import ExtractConfig
 from pipeline.ingest.decode import DecodeConfig
 from pipeline.ingest.write import ShardConfig
+from pipeline.train.learn_config import LearnConfig
 
 __all__ = ["ImportConfig", "RayConfig", "RunConfig", "as_yaml", "digest", "resolve"]
 
@@ -40,6 +41,7 @@ class RunConfig(Config):
     shards: ShardConfig = Field(default_factory=ShardConfig)
     decode: DecodeConfig = Field(default_factory=DecodeConfig)
     backbone: BackboneConfig = Field(default_factory=BackboneConfig)
+    train: LearnConfig = Field(default_factory=LearnConfig, description="of `shoal train`, which learns a backbone")
     extract: ExtractConfig = Field(default_factory=ExtractConfig)
     imports: ImportConfig = Field(default_factory=ImportConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)

@@ -1,8 +1,9 @@
-"""`shoal show PATH`: what is this table, run, artifact, clustering or shard."""
+"""`shoal show PATH`: what is this table, run, training run, artifact, clustering or shard."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,10 @@ from pipeline.progress import Progress
 from pipeline.tables.artifacts import MANIFEST, read_artifact
 from pipeline.tables.collection import MARKER, RUN_FOLDER
 from pipeline.tables.describe import describe
-from pipeline.tables.place import Place, place
+from pipeline.tables.place import Place, place, sizes
 from pipeline.tables.storage import is_url
+from pipeline.train.learn_folder import LearnFolder, is_training
+from pipeline.train.metrics import read_lines
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Show:
             return _table(path)
         if (path / MANIFEST).is_file() or path.name == MANIFEST:
             return _artifact(path)
+        if is_training(path):
+            return _training(LearnFolder(path))
         if is_shard(self.path):
             return _shard(list_shards([self.path])[0])
         what = "a folder without shoal's marks" if path.is_dir() else "a file of another kind"
@@ -78,6 +83,24 @@ def _generation(name: str, generation: dict[str, Any]) -> dict[str, Value]:
         "config": generation["config_digest"][:12],
         "created_at": str(generation["created_at"]),
     }
+
+
+def _training(folder: LearnFolder) -> Figures:
+    settings, summary = folder.settings, folder.summary()
+    values: dict[str, Value] = {"path": str(folder.path), "kind": "training run", "finished": summary is not None}
+    if settings:
+        loop = settings["train"]["loop"]
+        values |= {"backbone": settings["backbone"]["name"], "shards": settings["input"]["shards"]}
+        values |= {"objective": settings["train"]["objective"]["kind"], "epochs": loop["epochs"]}
+        values |= {"batch_size": loop["batch_size"]}
+    if summary is not None:
+        counts = ("images", "prototypes", "images_per_second", "seconds")
+        values |= {"loss": summary["figures"].get("loss"), **{name: summary[name] for name in counts}}
+    artifacts: list[Row] = [
+        {"artifact": str(path), "size_bytes": sum(sizes(path).values())} for path in folder.artifacts.list()
+    ]
+    lines: Sequence[Row] = [line for line in read_lines(folder.path) if "note" not in line][-1:]
+    return Figures("show", values, {"artifacts": artifacts, "last_metrics": lines})
 
 
 def _artifact(path: Place) -> Figures:

@@ -20,6 +20,7 @@ from pipeline.ingest.write import NewSample, ShardConfig, write_samples
 
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package
 PIXELS_FILE, LABELS_FILE = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
+TEST_FILES = "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"
 PHOTOS = ("china", "flower")  # of sklearn.datasets.load_sample_images, 427 x 640
 SIDE = 256  # the short side of a JPEG
 QUALITY = 90
@@ -59,6 +60,12 @@ def fashion(folder: Path, size: Size) -> list[str]:
     return _made(folder / f"fashion-{size.shards}x{size.images}", size, lambda: _fashion_samples(folder, size.total))
 
 
+def fashion_test(folder: Path, size: Size) -> list[str]:
+    """Likewise the 10,000 test images, in the same order."""
+    name = f"fashion-test-{size.shards}x{size.images}"
+    return _made(folder / name, size, lambda: _fashion_samples(folder, size.total, TEST_FILES))
+
+
 def photos(folder: Path, size: Size) -> list[str]:
     """JPEGs of quality 90, short side 256: random parts of two photos, mirrored or not, labelled with the photo.
 
@@ -89,14 +96,17 @@ def _made(folder: Path, size: Size, samples: Callable[[], Iterable[NewSample]]) 
     return sorted(str(shard) for shard in folder.glob("*.tar"))
 
 
-def _fashion_samples(folder: Path, count: int) -> Iterator[NewSample]:
-    source = folder if (folder / PIXELS_FILE).is_file() else FASHION_FOLDER
-    if not (source / PIXELS_FILE).is_file():
+def _fashion_samples(
+    folder: Path, count: int, files: tuple[str, str] = (PIXELS_FILE, LABELS_FILE)
+) -> Iterator[NewSample]:
+    pixels, labels = files
+    source = folder if (folder / pixels).is_file() else FASHION_FOLDER
+    if not (source / pixels).is_file():
         raise ShoalError(
             f"Fashion-MNIST is not at {source}; install the Debian package dataset-fashion-mnist, "
-            f"or give a folder with its {PIXELS_FILE} and {LABELS_FILE} as --data."
+            f"or give a folder with its {pixels} and {labels} as --data."
         )
-    ink_NHW, label_N = _read_idx(source / PIXELS_FILE, 3), _read_idx(source / LABELS_FILE, 1)
+    ink_NHW, label_N = _read_idx(source / pixels, 3), _read_idx(source / labels, 1)
     for index in range(count):
         row = index % len(ink_NHW)
         yield NewSample(

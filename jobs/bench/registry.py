@@ -148,6 +148,24 @@ BENCHMARKS = {
             "<= 1.1 times, of the driver and of the largest worker",
             _later("extract_memory.run"),
         ),
+        Benchmark(
+            "swav-step",
+            "a training step of shoal's SwAV against one of lightly's: the same network, crops and batch, in memory",
+            "images/s >= 1.05 of lightly's in fp32; >= 1.5 in bf16 against shoal's in fp32",
+            _later("swav_step.run"),
+        ),
+        Benchmark(
+            "swav-data",
+            "shoal train as it reads Fashion-MNIST from shards against the same steps on batches in memory",
+            "images/s >= 0.9",
+            _later("swav_data.run"),
+        ),
+        Benchmark(
+            "swav-fashion",
+            "a small ConvNet trained by SwAV against itself untrained and raw pixels, on Fashion-MNIST",
+            "k-NN >= 0.835, linear >= 0.875, k-means NMI >= 0.63 and ACC >= 0.64; training <= 20 minutes on 2 cores",
+            _later("swav_fashion.run"),
+        ),
     )
 }
 

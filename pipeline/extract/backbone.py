@@ -21,7 +21,7 @@ def open_backbone(config: BackboneConfig, device: str = "cpu") -> Backbone:
     What `config` leaves open is then as the artifact says. Raises ShoalError as load_backbone and load_stored, and for
     a checkpoint behind a URL; TableError if the artifact is missing or was changed.
     """
-    if not _names_artifact(config.weights):
+    if not names_artifact(config.weights):
         return load_backbone(config, device)
     _refuse_remote_checkpoint(config.weights)
     artifact = read_artifact(config.weights)
@@ -38,7 +38,8 @@ def publish_backbone(store: ArtifactStore, backbone: Backbone) -> Artifact:
     return store.write(KIND, backbone.manifest, backbone.tensors())
 
 
-def _names_artifact(weights: str) -> bool:
+def names_artifact(weights: str) -> bool:
+    """Whether `weights` of a backbone are given as an artifact; if not, as a checkpoint or a keyword."""
     if weights in KEYWORDS:
         return False
     return is_url(weights) or Path(weights).name == MANIFEST or Path(weights).is_dir()

@@ -8,10 +8,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 from models.backbone import Backbone
 from models.backbone_config import BackboneConfig
+from models.errors import ShoalError
 from models.objective import ImageObjective
 from models.reduce import NoReduction
 from models.swav.config import PrototypesConfig
@@ -24,15 +25,15 @@ from pipeline.ingest.decode import DecodeConfig
 from pipeline.ingest.shards import list_shards
 from pipeline.progress import Progress, silent
 from pipeline.tables.artifacts import MANIFEST, Artifact, ArtifactStore
-from pipeline.tables.place import Place
 from pipeline.train.checkpoints import CheckpointStore, fingerprint
+from pipeline.train.images.feed import ImageSource
 from pipeline.train.images.index import ImageIndex, index_shards
-from pipeline.train.images.source import ImageSource
 from pipeline.train.learn_config import LearnConfig
 from pipeline.train.learn_folder import LearnFolder
+from pipeline.train.loop import Run, plan_of
 from pipeline.train.metrics import read_lines
 from pipeline.train.result import Fit
-from pipeline.train.trainer import Trained, train_source
+from pipeline.train.trainer import fit_of, train_source
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,10 @@ class LearnSummary:
     images: int
     rejects: Mapping[str, int]  # by reason
     epochs: int
+    steps: int
+    skipped_steps: int  # loss or gradient was not finite
     prototypes: int
+    prototypes_used: int  # the nearest of any image in the last epoch
     figures: Mapping[str, float | None]  # means over the last epoch, the loss among them; not finite: None
     images_per_second: float | None  # the median of what was logged
     seconds: float  # of the training in the call that ended it
@@ -70,15 +74,15 @@ def learn(
     shards = list_shards(inputs)
     settings = outcome(shards, config, backbone, decode)
     folder.require(settings)
-    objective = SwAVObjective(config.objective, from_random(backbone), config.views)
+    objective = SwAVObjective(config.objective, begun_from(backbone), config.views)
     folder.mark()
     index = index_shards(shards, folder.index, decode, on_progress, config.loop.cpus_per_worker)
     folder.claim(settings, index.digest)
     if (done := _finished(folder)) is not None:
         return done
     began = time.perf_counter()
-    trained = _train(objective, index, folder, config, decode, on_progress)
-    summary = _publish(trained, index, folder, config, time.perf_counter() - began)
+    run = _train(objective, index, folder, config, decode, on_progress)
+    summary = _publish(run, index, folder, config, time.perf_counter() - began)
     folder.finish(asdict(summary))
     return summary
 
@@ -101,8 +105,16 @@ def outcome(
     }
 
 
-def from_random(backbone: BackboneConfig) -> BackboneConfig:
-    """Training begins from random weights, unless weights are named."""
+def begun_from(backbone: BackboneConfig) -> BackboneConfig:
+    """What training begins from: random weights, unless weights are named.
+
+    Raises ShoalError for features of length 1: prototypes lie behind a projection of the features as they are.
+    """
+    if backbone.l2_normalise:
+        raise ShoalError(
+            "backbone.l2_normalise is true, but features are trained, and prototypes label them, as the backbone gives "
+            "them; leave it out, and set it for `shoal extract` where clusters need it."
+        )
     return backbone.model_copy(update={"weights": "random"}) if backbone.weights == "default" else backbone
 
 
@@ -113,27 +125,29 @@ def _train(
     config: LearnConfig,
     decode: DecodeConfig,
     on_progress: Progress,
-) -> Trained:
-    source = ImageSource(index, config.images, config.views, decode, objective.pixels, config.loop.seed)
+) -> Run:
+    loop = config.loop
+    source = ImageSource.of(index, config.images, config.views, objective.pixels, loop.seed, decode)
     run = fingerprint(settings=folder.settings, images=source.fingerprint())
-    store = CheckpointStore(folder.checkpoints, run, config.loop.keep, config.loop.keep_every)
-    return train_source(objective, source, config.loop, on_progress, store, folder.path)
+    every = loop.keep_every and loop.keep_every * plan_of(len(index), loop).steps
+    store = CheckpointStore(folder.checkpoints, run, loop.keep, every)
+    return train_source(objective, source, loop, store, on_progress, folder.path)
 
 
-def _publish(
-    trained: Trained, index: ImageIndex, folder: LearnFolder, config: LearnConfig, seconds: float
-) -> LearnSummary:
-    objective, fit = trained.run.objective, trained.fit
-    assert isinstance(objective, ImageObjective)
-    backbone = objective.backbone(trained.run.net)
+def _publish(run: Run, index: ImageIndex, folder: LearnFolder, config: LearnConfig, seconds: float) -> LearnSummary:
+    fit = fit_of(run)
+    backbone = cast(ImageObjective, run.objective).backbone(run.net)
     stored = publish_backbone(folder.artifacts, backbone)
     prototypes = publish_prototypes(folder.artifacts, backbone, fit, config, len(index))
-    rates = [line["images_per_second"] for line in read_lines(folder.path) if line.get("images_per_second")]
+    rates = [line["rows_per_second"] for line in read_lines(folder.path) if line.get("rows_per_second")]
     return LearnSummary(
         images=len(index),
         rejects=index.rejects,
-        epochs=len(fit.history),
+        epochs=run.epoch,
+        steps=run.steps,
+        skipped_steps=run.skipped,
         prototypes=prototypes.manifest["clusters"],
+        prototypes_used=fit.history[-1].clusters,
         figures=_finite(fit.scalars[-1]),
         images_per_second=statistics.median(rates) if rates else None,
         seconds=seconds,
@@ -143,9 +157,7 @@ def _publish(
     )
 
 
-def publish_prototypes(
-    store: ArtifactStore, backbone: Backbone, fit: Fit, config: LearnConfig, rows: int
-) -> Artifact:
+def publish_prototypes(store: ArtifactStore, backbone: Backbone, fit: Fit, config: LearnConfig, rows: int) -> Artifact:
     """Store prototypes as what `shoal cluster` writes: a fitted model that labels tables of this backbone."""
     algorithm = PrototypesConfig(temperature=config.objective.temperature)
     manifest: dict[str, Any] = {

@@ -24,10 +24,10 @@ LINES, EVENTS = "metrics.jsonl", "tensorboard"
 _STORE_EVERY_S = 60.0  # an object is put anew with all its lines
 _WHAT = {
     "loss": "Mean loss of the last steps.",
-    "images_per_second": "Images that were trained on, over all workers.",
+    "rows_per_second": "Images, or rows of embeddings, that were trained on, over all workers.",
     "epoch": "Epochs that are over, with the part of the one that runs.",
     "lr": "Learning rate.",
-    "skipped_steps": "Steps without an update, because loss or gradient was not finite.",
+    "skipped": "Steps without an update, because loss or gradient was not finite.",
 }
 
 
