@@ -119,7 +119,7 @@ def test_a_worker_and_then_the_driver_killed_in_mid_epoch_cost_two_intervals_at_
     assert repeated(killed, at_death) <= 2
     figures: dict[str, Any] = json.loads(json_path.read_text())
     assert figures["steps"] == EPOCHS * STEPS
-    subprocess.run(command(shards, alone, 1), check=True, timeout=300)
+    subprocess.run(command(shards, alone, 2), check=True, timeout=300)
     assert steps_in(killed) == steps_in(alone)  # every line once
     for name, value in tensors_of(alone).items():
-        torch.testing.assert_close(tensors_of(killed)[name], value, rtol=1e-4, atol=1e-5, msg=name)
+        assert torch.equal(tensors_of(killed)[name], value), name
