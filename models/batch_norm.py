@@ -103,7 +103,7 @@ def _moments(x: Tensor, reduce: Reduce) -> _Moments:
     unused_C = x.new_zeros(x.shape[1], dtype=dtype)  # running statistics: the result has their type
     mean_C, var_C = (each.double() for each in torch.batch_norm_update_stats(x, unused_C, unused_C.clone(), 0.0))
     rows = x.numel() / x.shape[1]
-    own = (mean_C.new_tensor([rows]), rows * mean_C, rows * (var_C + mean_C.square()))
+    own = (mean_C.new_full((1,), rows), rows * mean_C, rows * (var_C + mean_C.square()))
     count_1, sum_C, square_C = reduce.sum(*own)
     whole_C = sum_C / count_1
     whole_var_C = (square_C / count_1 - whole_C.square()).clamp_min(0)

@@ -10,8 +10,7 @@ from pydantic import Field
 from models.config import Config
 
 _PROTOTYPES, _IMAGES = 3000, 1_281_167  # the paper's, of ImageNet's; they grow with the root
-_LARGE_BATCH = 1024
-_QUEUED_BATCHES = 15  # the authors' 3,840 rows at batches of 256
+_QUEUED, _QUEUED_BATCHES = 3840, 15  # rows, which are so many of the authors' batches of 256
 _QUEUE_START, _QUEUE_START_SHARE = 15.0, 0.15
 
 
@@ -34,8 +33,8 @@ class SwAVConfig(Config):
         None,
         ge=0,
         description="past embeddings of each assigning view that take part in the codes, over all workers, rounded "
-        "down to whole batches. null: 0 where the batch has 1,024 rows or as many as prototypes, else 15 batches "
-        "(3,840 at 256), at most the number of images: older than an epoch, an embedding is another network's",
+        "down to whole batches. null: 0 where the batch has as many rows as prototypes, else the authors' 3,840 rounded up "
+        "to whole batches, at most 15 of them and the number of images: older embeddings are another network's",
     )
     queue_start: float | None = Field(
         None,
@@ -62,8 +61,8 @@ class SwAVConfig(Config):
         wanted = self.prototypes or max(2, round(_PROTOTYPES * math.sqrt(rows / _IMAGES)))
         queue = self.queue
         if queue is None:
-            enough = batch_rows >= _LARGE_BATCH or wanted <= batch_rows
-            queue = 0 if enough else min(_QUEUED_BATCHES * batch_rows, rows)
+            batches = min(_QUEUED_BATCHES, -(-_QUEUED // batch_rows))
+            queue = 0 if wanted <= batch_rows else min(batches * batch_rows, rows)
         queue = queue // batch_rows * batch_rows
         late = min(_QUEUE_START, _QUEUE_START_SHARE * epochs)
         return self.model_copy(

@@ -23,7 +23,7 @@ from models.errors import ShoalError
 from models.objective import Batch, EpochEnd, ImageSummary, Loss, Passes, Plan, Reduce
 from models.preprocessing import Preprocessing
 from models.swav.config import PrototypesConfig, SwAVConfig
-from models.swav.health import Health, Tally, doubts, unborn, warnings_of
+from models.swav.health import Health, Tally, unborn, warnings_of
 from models.swav.network import SwAVNet, make_head, swapped_loss
 from models.swav.prototypes import Prototypes
 from models.swav.queue import Queue, Waiting, empty_queue, push_all
@@ -86,12 +86,8 @@ class SwAVObjective:
         return net
 
     def groups(self, net: nn.Module) -> list[dict[str, Any]]:
-        """Weights; and biases and norms, without decay, which keeps timm's `lars` from adapting their rates."""
-        parameters = list(net.parameters())
-        return [
-            {"params": [each for each in parameters if each.ndim > 1]},
-            {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0},
-        ]
+        """All alike: the authors decay biases and norms, too, and adapt their rates."""
+        return [{"params": list(net.parameters())}]
 
     def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Reduce) -> Loss:
         """The swapped loss; codes have no gradient. All but backbone and head is in float32 under autocast, too.
@@ -142,8 +138,7 @@ class SwAVObjective:
     def on_epoch_end(self, net: nn.Module, epoch: int, passes: Passes) -> EpochEnd:
         """How many prototypes were used, and what a user should hear."""
         before, now = self._health.before, self._health.tally.figures
-        warnings = doubts(self.config, self._plan.batch_rows, self._plan.epochs) if epoch == 0 else ()
-        warnings += warnings_of(self.config, epoch, before, now)
+        warnings = warnings_of(self.config, epoch, before, now)
         self._health, self._staged = self._health.closed(now), []
         return EpochEnd(clusters=now.used, warnings=warnings)
 

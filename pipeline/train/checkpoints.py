@@ -103,6 +103,14 @@ class CheckpointStore:
         with self._reading():
             return self._read(self._path(0))
 
+    def record(self, number: int) -> dict[str, Any] | None:
+        """That of a checkpoint, without its tensors; None where it is not there any more, or damaged."""
+        try:
+            found: dict[str, Any] = json.loads(self._path(number).read_text())["record"]
+        except (OSError, *_DAMAGE):
+            return None
+        return found
+
     @property
     def newest(self) -> int:
         """The number of the newest checkpoint, whole or not; -1 when there is none. As dear as one listing."""

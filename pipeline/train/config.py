@@ -49,7 +49,7 @@ class TrainConfig(Config):
     checkpoint_minutes: float | None = Field(
         None, gt=0, description="also save in mid-epoch after so long, at the next step that is logged"
     )
-    keep: int = Field(2, ge=1, description="newest checkpoints that stay")
+    keep: int = Field(2, ge=2, description="newest checkpoints that stay: one may be damaged")
     keep_every: int | None = Field(None, ge=1, description="checkpoints of every so many epochs stay, too")
     log_every: int = Field(50, ge=1, description="steps between two lines of metrics")
     max_skipped: int = Field(

@@ -51,6 +51,7 @@ class Run:
     warnings: list[tuple[int, str]] = field(default_factory=list)  # epoch, sentence
     sums: dict[str, float] = field(default_factory=dict)  # of the epoch under way, over all workers; see `_Sums`
     skipped: int = 0  # steps without a finite loss and gradient
+    in_a_row: int = 0  # of them the last, without one that was made in between
     settled: bool = False
 
     @property
@@ -88,7 +89,7 @@ class Trainer:
 
     def start(self, run: Run) -> None:
         """Before the first epoch of a fresh run."""
-        with _randomness(self._config.seed, 0, 0):
+        with self._randomness(0, 0):
             run.net.eval()
             run.objective.on_start(run.net, self._feed.passes)
         run.optimizer = make_optimizer(self._config, run.objective, run.net)  # parameters may have been replaced
@@ -98,12 +99,15 @@ class Trainer:
 
         Raises ShoalError when too many steps in a row had no finite loss and gradient.
         """
-        with _randomness(self._config.seed, run.epoch + 1, self._world.rank + 1):
+        skipped = run.skipped
+        with self._randomness(run.epoch + 1, self._world.rank + 1):
             run.net.train()
             scalars = self._steps(run)
         self._share_buffers(run.net)
-        with _randomness(self._config.seed, run.epoch + 1, 0):  # no worker in it: what follows is equal on all
+        with self._randomness(run.epoch + 1, 0):  # no worker in it: what follows is equal on all
             end = self._end(run)
+        if run.skipped > skipped:
+            run.warnings.append((run.epoch, _skipped_sentence(run.epoch, run.skipped - skipped, run.plan.steps)))
         run.history.append(Pass(-scalars["loss"] if math.isnan(end.objective) else end.objective, end.clusters))
         run.moves += [(run.epoch, move) for move in end.moves]
         run.warnings += [(run.epoch, sentence) for sentence in end.warnings]
@@ -123,18 +127,18 @@ class Trainer:
 
     def _steps(self, run: Run) -> dict[str, float]:
         """All steps of an epoch that are left; the mean of each scalar over the rows of all workers."""
-        sums, in_a_row = _Sums(), 0
+        sums = _Sums()
         with closing(self._feed.draw(run.epoch, run.taken * self._config.accumulate)) as batches:
             for losses in _together(batches, self._config.accumulate):
                 torch.manual_seed(seed_of(self._config.seed, run.steps, self._world.rank, _STEP))
                 schedule(self._config, run.optimizer, (run.steps + 0.5) / run.plan.steps)
                 made = self._step(run, losses, sums)
-                in_a_row = 0 if made else in_a_row + 1
+                run.in_a_row = 0 if made else run.in_a_row + 1
                 run.skipped += not made
                 run.taken += 1
-                if in_a_row == self._config.max_skipped:
+                if run.in_a_row == self._config.max_skipped:
                     raise ShoalError(
-                        f"{in_a_row} steps in a row had no finite loss and gradient (epoch {run.epoch + 1}); "
+                        f"{run.in_a_row} steps in a row had no finite loss and gradient (epoch {run.epoch + 1}); "
                         "lower the learning rate (lr), or set precision to fp32."
                     )
                 if run.taken % self._config.log_every == 0 and run.taken < run.plan.steps:
@@ -192,6 +196,14 @@ class Trainer:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         return finite and bool(torch.isfinite(nn.utils.get_total_norm(gradients)))
 
+    @contextmanager
+    def _randomness(self, *key: int) -> Iterator[None]:
+        """torch's own generators seeded by the run's seed and `key`; the caller's are given back."""
+        device = self._world.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed_of(self._config.seed, *key))
+            yield
+
     def _share_buffers(self, net: nn.Module) -> None:
         """Buffers that batches change (running means) become worker 0's."""
         if self._world.size == 1:
@@ -239,9 +251,8 @@ def _together(batches: Iterator[Batch], count: int) -> Iterator[list[Batch]]:
         yield waiting
 
 
-@contextmanager
-def _randomness(*key: int) -> Iterator[None]:
-    """torch's own generators seeded by `key`; the caller's are given back."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed_of(*key))
-        yield
+def _skipped_sentence(epoch: int, skipped: int, steps: int) -> str:
+    return (
+        f"{skipped} of {steps} steps of epoch {epoch + 1} had no finite loss and gradient and were skipped; if that goes "
+        "on, lower the learning rate (lr), or set precision to fp32."
+    )

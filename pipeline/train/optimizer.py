@@ -34,8 +34,9 @@ def make_optimizer(config: TrainConfig, objective: Objective, net: nn.Module) ->
     common |= {"momentum": config.momentum, "nesterov": config.nesterov}
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, **common)
-    # You, Gitman and Ginsburg (2017): every layer's step is scaled, as SwAV does it; parameters without decay are not.
-    return Lars(groups, trust_coeff=config.trust, **common)
+    # You, Gitman and Ginsburg (2017): every tensor's step is scaled by its length, as SwAV does it; without
+    # `always_adapt` timm would leave tensors without decay out, and take steps a thousand times longer there.
+    return Lars(groups, trust_coeff=config.trust, always_adapt=True, **common)
 
 
 def schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, epochs: float) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -148,12 +149,17 @@ class _Watcher:
             self._save(run)
         self._on_progress(STEP, run.steps, run.plan.steps * run.plan.epochs)
 
-    def ended(self, run: Run, warnings: list[tuple[int, str]]) -> None:
+    def ended(self, run: Run, sentences: Sequence[tuple[int, str]]) -> None:
         """An epoch is over."""
         if self._recorder:
-            for _, sentence in warnings:
+            self._recorder.record(run.steps, {"clusters": run.history[-1].clusters})
+            for _, sentence in sentences:
                 self._recorder.note(run.steps, sentence)
-        if run.over or run.epoch % self._config.checkpoint_every == 0:
+        if self._world.size == 1:  # what workers print nobody sees
+            _tell(sentences)
+        config = self._config
+        due = [config.checkpoint_every] + ([config.keep_every] if config.keep_every else [])
+        if run.over or any(run.epoch % every == 0 for every in due):
             self._save(run)
         self._on_progress(STEP, run.steps, run.plan.steps * run.plan.epochs)
 
@@ -188,8 +194,30 @@ def _together(objective: Objective, source: Source, config: TrainConfig, setting
     )
     plan = plan_of(source.rows, config)
     work = partial(run_worker, objective, source, config, setting=Setting(setting.store, setting.metrics))
-    run_group(work, workers, setting.store, lambda n: setting.on_progress(STEP, n, plan.steps * plan.epochs))
+    run_group(work, workers, setting.store, _Listener(setting, plan.steps * plan.epochs))
     return _trained(objective, source, config, setting.store)
+
+
+class _Listener:
+    """Tells this process what workers have saved."""
+
+    def __init__(self, setting: Setting, steps: int) -> None:
+        self._setting = setting
+        self._steps = steps
+        self._told = 0
+
+    def __call__(self, number: int) -> None:
+        """A checkpoint is there."""
+        self._setting.on_progress(STEP, number, self._steps)
+        record = self._setting.store.record(number) if self._setting.store else None
+        if record is not None:
+            _tell(record["warnings"][self._told :])
+            self._told = len(record["warnings"])
+
+
+def _tell(sentences: Sequence[tuple[int, str]]) -> None:
+    for _, sentence in sentences:
+        warnings.warn(sentence, stacklevel=2)
 
 
 def _device(config: TrainConfig) -> torch.device:
@@ -234,7 +262,7 @@ def _checkpoint(run: Run) -> Checkpoint:
     return Checkpoint(run.steps, record, tensors)
 
 
-_KEPT = ("epoch", "taken", "scalars", "sums", "skipped", "settled", "warnings")
+_KEPT = ("epoch", "taken", "scalars", "sums", "skipped", "in_a_row", "settled", "warnings")
 
 
 def _restore(run: Run, config: TrainConfig, found: Checkpoint) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from swav_run import LOOP, STOP, Double, Held
+from torch import nn
 from toy_objective import Toy
 
 from models.dpm.config import DPMConfig
 from models.gmm import GMMConfig
 from models.kmeans import KMeansConfig
+from models.objective import Batch, Loss, Reduce
 from pipeline.cluster.fit import FitConfig, _fit_worker
 from pipeline.train import world as worlds
 from pipeline.train.checkpoints import Checkpoint, CheckpointStore
@@ -29,6 +33,14 @@ ALGORITHMS = {
 }
 FIT = FitConfig(block_rows=100, sample_rows=300)
 TRAIN = TrainConfig(epochs=4, batch_size=64, block_rows=100, sample_rows=300)
+
+
+class OneIsBroken(Toy):
+    """Two losses are not finite, on the second worker only."""
+
+    def loss(self, net: nn.Module, batch: Batch, step: int, reduce: Reduce) -> Loss:
+        found = super().loss(net, batch, step, reduce)
+        return Loss(found.total * (torch.nan if batch.begin and step in (3, 20) else 1.0), found.scalars)
 
 
 def store(folder: Path, name: str) -> CheckpointStore:
@@ -67,6 +79,10 @@ def main(rank: int, size: int, folder: Path) -> None:
     for kind, algorithm in ALGORITHMS.items():
         _fit_worker(algorithm, source, FIT, world, store(folder, kind))
     run_worker(Toy(), Embeddings(source), TRAIN, world, Setting(store(folder, "toy")))
+    run = run_worker(OneIsBroken(), Embeddings(source), TRAIN, world, Setting(store(folder, "broken")))
+    assert run.skipped == 2  # on both, though one of them saw nothing wrong
+    with suppress(KeyboardInterrupt):
+        run_worker(Double(stop=STOP), Held(), LOOP, world, Setting(store(folder, "swav")))
     dist.destroy_process_group()
 
 

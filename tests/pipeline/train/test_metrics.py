@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -15,27 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from event_files import events_of
 from object_store import ObjectStore
-from tensorboardX.proto.event_pb2 import Event
 
 from pipeline.tables.place import Place, place
-from pipeline.train.metrics import EVENTS, LINES, Recorder
+from pipeline.train.metrics import EVENTS, LINES, Recorder, read_lines
 
 
 def lines_of(folder: Place) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / LINES).read_text().splitlines()]
-
-
-def events_of(folder: Path) -> list[Event]:
-    """All records of all event files, in the order they were begun."""
-    found = []
-    for path in sorted((folder / EVENTS).iterdir(), key=lambda each: each.stat().st_mtime_ns):
-        data = path.read_bytes()
-        while data:
-            size = struct.unpack("<Q", data[:8])[0]  # then a checksum, the record, and its checksum
-            found.append(Event.FromString(data[12 : 12 + size]))
-            data = data[16 + size :]
-    return found
+    text = (folder / LINES).read_text()
+    assert not text or text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def test_each_record_is_a_line_and_what_is_not_finite_is_null(tmp_path: Path) -> None:
@@ -74,7 +63,7 @@ def test_a_fresh_run_begins_a_file_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_leaves_whole_lines_only(tmp_path: Path) -> None:
+def test_a_run_that_is_killed_leaves_every_line_whole_but_the_last(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from pipeline.train.metrics import Recorder\n"
         "recorder = Recorder(Path(sys.argv[1]), 0, every_s=0)\n"
@@ -87,7 +76,8 @@ def test_a_run_that_is_killed_leaves_whole_lines_only(tmp_path: Path) -> None:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    found = lines_of(tmp_path)
+    found = read_lines(tmp_path)
+    assert len(found) > 10
     assert [line["step"] for line in found] == list(range(len(found)))
 
 
@@ -96,11 +86,46 @@ def test_tensorboard_is_told_the_same_and_what_to_forget(tmp_path: Path) -> None
     recorder.record(8, {"loss": 2.5, "lr": float("inf")})
     recorder.note(8, "take care")
     recorder.close()
-    events = events_of(tmp_path)
+    events = events_of(tmp_path / EVENTS)
     scalars = {(each.step, v.tag): v.simple_value for each in events for v in each.summary.value if v.simple_value}
     assert scalars == {(8, "train/loss"): 2.5}
     assert any(v.tensor.string_val == [b"take care"] for each in events for v in each.summary.value)
     assert [each.step for each in events if each.HasField("session_log")] == [8]
+
+
+def test_new_lines_are_appended_and_the_rest_stays_as_it_is(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, resumed_step=0)
+    recorder.record(1, {"loss": 3.0})
+    recorder.flush()
+    file = (tmp_path / LINES).stat().st_ino
+    with (tmp_path / LINES).open("ab") as torn:
+        torn.write(b'{"step": 2, "lo')  # as an attempt leaves it that found the disk full
+    assert read_lines(tmp_path) == [{"step": 1, "loss": 3.0}]
+    recorder.record(2, {"loss": 2.0})
+    recorder.note(2, "ends\u2028of lines")
+    recorder.flush()
+    assert (tmp_path / LINES).stat().st_ino == file
+    assert read_lines(tmp_path) == [
+        {"step": 1, "loss": 3.0},
+        {"step": 2, "loss": 2.0},
+        {"step": 2, "note": "ends\u2028of lines"},
+    ]
+
+
+def test_what_cannot_be_read_at_resume_is_not_written_over(tmp_path: Path) -> None:
+    first = Recorder(tmp_path, resumed_step=0)
+    first.record(1, {"loss": 3.0})
+    first.close()
+    hidden = (tmp_path / LINES).rename(tmp_path / "hidden")
+    (tmp_path / LINES).symlink_to(LINES)  # a loop: neither there nor missing
+    second = Recorder(tmp_path, resumed_step=1)
+    second.record(2, {"loss": 2.0})
+    with pytest.warns(UserWarning, match="training goes on"):
+        second.flush()
+    assert (tmp_path / LINES).is_symlink()
+    hidden.replace(tmp_path / LINES)  # it was a passing failure
+    second.close()
+    assert lines_of(tmp_path) == [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}]
 
 
 def test_a_folder_that_cannot_be_written_is_told_once_and_stops_nothing(tmp_path: Path) -> None:

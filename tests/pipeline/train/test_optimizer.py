@@ -137,14 +137,14 @@ def test_a_step_of_lars_by_hand() -> None:
     with torch.no_grad():
         net.weight.copy_(torch.tensor([[3.0, 4.0]]))
         net.bias.fill_(1.0)
-    config = TrainConfig(optimizer="lars", lr=0.5, trust=0.01, weight_decay=0.1)
+    config = TrainConfig(optimizer="lars", lr=0.5, trust=0.01, weight_decay=0.1)  # of the weight; the bias has none
     optimizer = make_optimizer(config, cast(Objective, Groups()), net)
     net.weight.grad, net.bias.grad = torch.tensor([[0.0, 2.0]]), torch.tensor([2.0])
     optimizer.step()
     rate = 0.01 * 5 / (2 + 0.1 * 5)  # of the weight's length and the gradient's
     expected = torch.tensor([[3.0, 4.0]]) - 0.5 * rate * (torch.tensor([[0.0, 2.0]]) + 0.1 * torch.tensor([[3.0, 4.0]]))
     torch.testing.assert_close(net.weight.detach(), expected)
-    assert float(net.bias.detach()) == pytest.approx(1.0 - 0.5 * 2.0)  # neither decay nor a rate of its own
+    assert float(net.bias.detach()) == pytest.approx(1.0 - 0.5 * (0.01 * 1 / 2) * 2.0)
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:

@@ -201,11 +201,18 @@ class _Broken(Toy):
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(rows: Rows) -> None:
     toy = _Broken(range(3, 6))
-    run = run_worker(toy, Embeddings(HeldRows(rows.x_ND, rows.row_N)), TRAIN, Alone())
+    with pytest.warns(UserWarning, match="3 of 16 steps of epoch 1 had no finite loss and gradient and were skipped"):
+        run = run_worker(toy, Embeddings(HeldRows(rows.x_ND, rows.row_N)), TRAIN, Alone())
     assert run.skipped == 3
     assert set(toy.weights) == set(range(STEPS * TRAIN.epochs)) - {3, 4, 5}
     assert all(np.isfinite(value) for scalars in run.scalars for value in scalars.values())
     assert run.scalars[0]["batch"] == pytest.approx(1003 / STEPS, abs=0.5)  # means are over what was counted
+
+
+@pytest.mark.filterwarnings("ignore:.*were skipped")
+def test_steps_in_a_row_are_counted_over_epochs(rows: Rows) -> None:
+    with pytest.raises(ShoalError, match=r"10 steps in a row had no finite loss and gradient \(epoch 3\)"):
+        _train(rows[:250], _Broken(range(99)))  # 4 steps an epoch
 
 
 def test_a_run_without_finite_steps_is_a_sentence(rows: Rows) -> None:
@@ -325,6 +332,7 @@ def test_an_objectives_warnings_are_part_of_the_story(rows: Rows, tmp_path: Path
             return replace(super().on_epoch_end(net, epoch, passes), warnings=(f"epoch {epoch} was odd",))
 
     store = CheckpointStore(tmp_path, "mine")
-    first = _train(rows, Worried(), store, epochs=2)
+    with pytest.warns(UserWarning, match="epoch 1 was odd"):
+        first = _train(rows, Worried(), store, epochs=2)
     assert first.warnings == ("epoch 0 was odd", "epoch 1 was odd")
     assert _train(rows, Worried(), store, epochs=2).warnings == first.warnings

@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 import torch
 from gloo_worker import ALGORITHMS, FIT, TRAIN, store
+from swav_run import IMAGES, LOOP, STEPS, STOP, Double, Held
 from toy_objective import Toy
 
+from models.objective import ImageSummary
 from pipeline.cluster.fit import _finished, fit_rows
 from pipeline.train.checkpoints import Checkpoint
 from pipeline.train.feed import Embeddings
+from pipeline.train.loop import plan_of
 from pipeline.train.passes import WorkerRows
 from pipeline.train.rows import HeldRows, Rows, SavedRows, all_rows, span
-from pipeline.train.trainer import _trained, train_rows
+from pipeline.train.trainer import Setting, _trained, run_worker, train_rows
 from pipeline.train.world import Alone
 
 
@@ -98,6 +101,32 @@ def test_two_workers_train_what_one_does(folder: Path, saved: SavedRows) -> None
         assert here.keys() == there.keys() == {"loss", "accuracy", "batch"}
         assert dict(here) == pytest.approx(dict(there), rel=1e-4)
     assert all(scalars["batch"] > 60 for scalars in run.scalars)  # `reduce` saw whole batches, not one worker's part
+
+
+def test_a_step_that_is_not_finite_on_one_worker_is_skipped_on_both(folder: Path) -> None:
+    found = store(folder, "broken").latest()
+    assert found is not None
+    assert (found.number, found.record["skipped"]) == (TRAIN.epochs * 16, 2)
+    assert all(value.isfinite().all() for value in found.tensors.values())
+
+
+def test_swav_stopped_on_two_workers_in_mid_epoch_goes_on_alone_as_if_nothing_had_been(folder: Path) -> None:
+    checkpoints = store(folder, "swav")
+    assert checkpoints.newest == STOP
+    resumed = run_worker(Double(), Held(), LOOP, Alone(), Setting(checkpoints))
+    alone = run_worker(Double(), Held(), LOOP, Alone())
+    assert (resumed.steps, alone.steps) == (3 * STEPS, 3 * STEPS)
+    moved = 0.0
+    begun = Double().build(ImageSummary(IMAGES, LOOP.seed), plan_of(IMAGES, LOOP)).state_dict()
+    for name, value in alone.net.state_dict().items():
+        torch.testing.assert_close(resumed.net.state_dict()[name], value, rtol=0, atol=1e-9, msg=name)
+        moved = max(moved, float((value - begun[name]).abs().max()))
+    assert moved > 0.01
+    for name, value in alone.objective.state().items():
+        torch.testing.assert_close(resumed.objective.state()[name], value, rtol=0, atol=1e-9, equal_nan=True, msg=name)
+    assert float(alone.objective.state()["queue.filled"]) == 24
+    for here, there in zip(resumed.scalars, alone.scalars, strict=True):
+        assert dict(here) == pytest.approx(dict(there), rel=1e-9)
 
 
 @pytest.mark.parametrize(("count", "block", "size"), [(1003, 100, 2), (1003, 100, 4), (5, 10, 3), (0, 10, 2)])
