@@ -93,4 +93,5 @@ class HeldFeed:
             first, last = (round(len(row_B) * (each / size) ** 2) for each in (rank, rank + 1))
             mine_B = row_B[first:last].astype(np.int64)
             views = self.views.of_batch(self.image_NCHW[torch.from_numpy(mine_B)], mine_B, epoch)
-            yield Batch(views, torch.from_numpy(mine_B), first, len(row_B))
+            there = tuple(view.to(self.world.device) for view in views)
+            yield Batch(there, torch.from_numpy(mine_B).to(self.world.device), first, len(row_B))
