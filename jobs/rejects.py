@@ -45,11 +45,11 @@ def reject_tables(table: Collection) -> dict[str, Sequence[Row]]:
     }
 
 
-def shortfall(images: int, rejects: int, allowed: float) -> str:
-    """The sentence for too many rejects; empty if they are few enough."""
+def shortfall(images: int, rejects: int, allowed: float, where: str = "the table") -> str:
+    """The sentence for too many rejects, which are all listed `where`; empty if they are few enough."""
     if fraction(images, rejects) <= allowed:
         return ""
     return (
         f"{rejects:,} of {images + rejects:,} samples were rejected ({fraction(images, rejects):.1%}, more than the "
-        f"{allowed:.1%} of --max-reject-fraction); results are kept, and the table names every reject and its reason."
+        f"{allowed:.1%} of --max-reject-fraction); results are kept, and {where} names every reject and its reason."
     )

@@ -37,6 +37,11 @@ class Work(Config):
     train: LearnConfig
     backbone: BackboneConfig
 
+    def read(self, **settings: object) -> Work:
+        """The same with other settings of how images are read."""
+        images = self.train.images.model_copy(update=settings)
+        return self.model_copy(update={"train": self.train.model_copy(update={"images": images})})
+
     def trained(self, **settings: object) -> Work:
         """The same with other settings of the loop."""
         loop = self.train.loop.model_copy(update=settings)

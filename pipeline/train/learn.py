@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, cast
 
 from models.backbone import Backbone
@@ -16,6 +16,7 @@ from models.errors import ShoalError
 from models.objective import ImageObjective
 from models.reduce import NoReduction
 from models.swav.config import PrototypesConfig
+from models.swav.health import doubts
 from models.swav.objective import SwAVObjective
 from pipeline.cluster.config import ClusterConfig
 from pipeline.cluster.fitted import to_numpy
@@ -26,8 +27,12 @@ from pipeline.ingest.shards import list_shards
 from pipeline.progress import Progress, silent
 from pipeline.tables.artifacts import MANIFEST, Artifact, ArtifactStore
 from pipeline.train.checkpoints import CheckpointStore, fingerprint
+from pipeline.train.config import TrainConfig
 from pipeline.train.images.feed import ImageSource
-from pipeline.train.images.index import ImageIndex, index_shards
+from pipeline.train.images.index import ImageIndex, index_shards, resized
+from pipeline.train.images.index_table import file_name
+from pipeline.train.images.order import lanes_of, require_lanes
+from pipeline.train.images.read import streaming_advice
 from pipeline.train.learn_config import LearnConfig
 from pipeline.train.learn_folder import LearnFolder
 from pipeline.train.loop import Run, plan_of
@@ -56,42 +61,78 @@ class LearnSummary:
     skipped: bool = False  # it was over before this call
 
 
-def learn(
+def learn(  # noqa: PLR0913 - the last two are told of it, and change nothing
     inputs: Sequence[str],
     folder: LearnFolder,
     config: LearnConfig,
     backbone: BackboneConfig,
     decode: DecodeConfig | None = None,
     on_progress: Progress = silent,
+    *,
+    on_index: Callable[[ImageIndex], None] = lambda index: None,
 ) -> LearnSummary:
     """Train `backbone` on the images of all shards behind `inputs`, and publish it and its prototypes in `folder`.
 
-    A run that was stopped goes on from its last checkpoint; one that is over is not trained again. More than one
-    worker, and remote producers, need a Ray session and a folder that all machines see. Weights that are `default`
-    mean random ones here. Raises ShoalError for a folder of other settings or images, and what training raises.
+    A run that was stopped goes on from its last checkpoint; one that is over is not trained again, and needs no shards
+    any more. More than one worker, and remote producers, need a Ray session and a folder that all machines see. Weights
+    that are `default` mean random ones here. `on_index` is told of the images before training begins. Raises ShoalError
+    for a folder of other settings or images, and what training raises.
     """
     decode = decode or DecodeConfig()
-    shards = list_shards(inputs)
-    settings = outcome(shards, config, backbone, decode)
-    folder.require(settings)
+    settings = required(inputs, folder, config, backbone, decode)
+    if (done := finished(folder)) is not None:
+        return replace(done, skipped=True)
     objective = SwAVObjective(config.objective, begun_from(backbone), config.views)
     folder.mark()
-    index = index_shards(shards, folder.index, decode, on_progress, config.loop.cpus_per_worker)
+    index = index_shards(list_shards(inputs), folder.index, decode, on_progress, config.loop.cpus_per_worker)
+    on_index(index)
+    source = ImageSource.of(index, config.images, config.views, objective.pixels, config.loop.seed, decode)
+    source.require_lanes(config.loop)
     folder.claim(settings, index.digest)
-    if (done := _finished(folder)) is not None:
-        return done
+    for sentence in _foreseen(index, config):
+        warnings.warn(sentence, stacklevel=2)
     began = time.perf_counter()
-    run = _train(objective, index, folder, config, decode, on_progress)
+    run = _train(objective, source, folder, config.loop, on_progress)
     summary = _publish(run, index, folder, config, time.perf_counter() - began)
     folder.finish(asdict(summary))
     return summary
+
+
+def required(
+    inputs: Sequence[str], folder: LearnFolder, config: LearnConfig, backbone: BackboneConfig, decode: DecodeConfig
+) -> dict[str, Any]:
+    """The settings of a run on `inputs`; nothing is written. Of a run that is over the shards may be gone.
+
+    Raises ShoalError if `folder` has a run of other settings or shards, and where workers are more than lanes.
+    """
+    over = finished(folder) is not None
+    shards = _listed(inputs, over)
+    settings = outcome(shards or (), config, backbone, decode)
+    if shards is None:
+        settings["input"] = folder.settings["input"]
+    folder.require(settings, outcome((), LearnConfig(), BackboneConfig(), DecodeConfig()))
+    if not over:
+        require_lanes(None, config.images.lanes, config.loop)
+    elif shards and (changed := resized(folder.index, shards)):
+        raise folder.other_images(f"{changed} has another size")
+    return settings
+
+
+def _listed(inputs: Sequence[str], over: bool) -> list[str] | None:
+    """The shards behind `inputs`; None if they are gone, and the run that read them is over."""
+    try:
+        return list_shards(inputs)
+    except ShoalError:
+        if not over:
+            raise
+        return None
 
 
 def outcome(
     shards: Sequence[str], config: LearnConfig, backbone: BackboneConfig, decode: DecodeConfig
 ) -> dict[str, Any]:
     """What a run's result depends on, by the keys that users give. Shards go by their names, in whatever folder."""
-    names = sorted(PurePosixPath(shard.partition("?")[0]).name for shard in shards)
+    names = sorted(file_name(shard) for shard in shards)
     return {
         "input": {"shards": len(names), "names": fingerprint(names=names)[:12]},
         "train": {
@@ -118,18 +159,20 @@ def begun_from(backbone: BackboneConfig) -> BackboneConfig:
     return backbone.model_copy(update={"weights": "random"}) if backbone.weights == "default" else backbone
 
 
+def _foreseen(index: ImageIndex, config: LearnConfig) -> list[str]:
+    """What a user should hear before training, which may take days."""
+    batch_rows, epochs = config.loop.batch_rows, config.loop.epochs
+    advice = streaming_advice(index, lanes_of(len(index), batch_rows, config.images.lanes))
+    swav = config.objective.resolved(len(index), batch_rows, epochs)
+    return [*([advice] if advice else []), *doubts(swav, batch_rows, epochs)]
+
+
 def _train(
-    objective: ImageObjective,
-    index: ImageIndex,
-    folder: LearnFolder,
-    config: LearnConfig,
-    decode: DecodeConfig,
-    on_progress: Progress,
+    objective: ImageObjective, source: ImageSource, folder: LearnFolder, loop: TrainConfig, on_progress: Progress
 ) -> Run:
-    loop = config.loop
-    source = ImageSource.of(index, config.images, config.views, objective.pixels, loop.seed, decode)
-    run = fingerprint(settings=folder.settings, images=source.fingerprint())
-    every = loop.keep_every and loop.keep_every * plan_of(len(index), loop).steps
+    # By the settings as the run began with them: a key that a later shoal adds leaves its checkpoints its own.
+    run = fingerprint(settings=folder.settings, images=source.digest)
+    every = loop.keep_every and loop.keep_every * plan_of(source.rows, loop).steps
     store = CheckpointStore(folder.checkpoints, run, loop.keep, every)
     return train_source(objective, source, loop, store, on_progress, folder.path)
 
@@ -175,14 +218,17 @@ def publish_prototypes(store: ArtifactStore, backbone: Backbone, fit: Fit, confi
     return store.write(algorithm.kind, manifest, to_numpy(tensors))
 
 
-def _finished(folder: LearnFolder) -> LearnSummary | None:
-    """What a run that is over came to, if its artifacts are still there."""
-    kept = folder.summary()
-    if kept is None:
+def finished(folder: LearnFolder) -> LearnSummary | None:
+    """What a run that is over came to, if its artifacts are still there; another shoal may have kept more of it."""
+    kept = folder.summary() or {}
+    names = {each.name for each in fields(LearnSummary)}
+    try:
+        found = LearnSummary(**{name: value for name, value in kept.items() if name in names})
+    except TypeError:  # it kept less: the run is published again from its last checkpoint
         return None
-    found = LearnSummary(**{**kept, "warnings": tuple(kept["warnings"]), "skipped": True})
     needed = (found.backbone_artifact, found.prototypes_artifact)
-    return found if all((folder.artifacts.root / name / MANIFEST).is_file() for name in needed) else None
+    there = all((folder.artifacts.root / name / MANIFEST).is_file() for name in needed)
+    return replace(found, warnings=tuple(found.warnings)) if there else None
 
 
 def _finite(scalars: Mapping[str, float]) -> dict[str, float | None]:

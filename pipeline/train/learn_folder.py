@@ -12,6 +12,7 @@ from models.config import Config
 from models.errors import ShoalError
 from pipeline.tables.artifacts import ArtifactStore
 from pipeline.tables.place import Place, children, place, write_whole
+from pipeline.train.checkpoints import CheckpointStore
 from pipeline.train.metrics import LINES
 
 MARKER = "training.json"
@@ -20,7 +21,7 @@ _SHOWN = 3
 
 
 class _Marker(Config):
-    """What the folder says of its run; null is what is not known yet."""
+    """What the folder says of its run; null is what is not known yet. Until there is a checkpoint it may change."""
 
     format: str = "shoal-training"
     version: int = 1
@@ -44,14 +45,22 @@ class LearnFolder:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Those that a run began with here; none before."""
+        """Those of the run here; none before."""
         return (self._marker.settings if self._marker else None) or {}
 
-    def require(self, settings: Mapping[str, Any]) -> None:
-        """Raise ShoalError, naming what differs, if a run with other settings began here."""
-        if not self.settings:
+    @property
+    def is_bound(self) -> bool:
+        """Whether something was trained here that other settings or images would not continue."""
+        return self.summary() is not None or CheckpointStore(self.checkpoints, "").newest >= 0
+
+    def require(self, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        """Raise ShoalError, naming what differs, if a run with other settings was trained here.
+
+        A key that an older shoal did not have, when it began the run, had its default.
+        """
+        if not self.settings or not self.is_bound:
             return
-        now, then = dict(_flat(settings)), dict(_flat(self.settings))
+        now, then = dict(_flat(settings)), dict(_flat(defaults)) | dict(_flat(self.settings))
         odd = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
         if odd:
             shown = [f"{key} is {_text(now.get(key))} and was {_text(then.get(key))}" for key in odd[:_SHOWN]]
@@ -62,22 +71,22 @@ class LearnFolder:
             )
 
     def require_packed(self, images: str) -> None:
-        """Raise ShoalError if other images than those named `images` were packed here."""
+        """Raise ShoalError if other images than those named `images` were packed and trained on here."""
         self._require_same("packed", images)
 
     def mark(self, packed: str | None = None) -> None:
         """Make the folder this run's, before anything else goes in."""
         if packed is not None:
             self.require_packed(packed)
-        if self._marker is None:
-            self._write(_Marker(packed=packed))
+        marker = self._marker or _Marker()
+        if self._marker is None or packed not in (None, marker.packed):
+            self._write(marker.model_copy(update={"packed": packed}))
 
     def claim(self, settings: Mapping[str, Any], images: str) -> None:
-        """Say what run this is; or raise ShoalError if it is another."""
-        self.require(settings)
+        """Say what run this is, of settings that were required; or raise ShoalError if it is one of other images."""
         self._require_same("images", images)
-        marker = self._marker or _Marker()
-        if marker.settings is None:
+        if not self.settings or not self.is_bound:
+            marker = self._marker or _Marker()
             self._write(marker.model_copy(update={"settings": dict(settings), "images": images}))
 
     def summary(self) -> dict[str, Any] | None:
@@ -92,13 +101,17 @@ class LearnFolder:
         """Say that it is over, and how it ended."""
         write_whole(self.path / SUMMARY, f"{json.dumps(dict(summary), indent=2, allow_nan=False)}\n".encode())
 
+    def other_images(self, which: str) -> ShoalError:
+        """What to raise where images are not those that were trained on; `which` tells how that shows."""
+        return ShoalError(
+            f"The images changed since {self.path} was begun ({which}); give those it was begun with, or another "
+            "--output."
+        )
+
     def _require_same(self, field: str, images: str) -> None:
         found = getattr(self._marker, field, None)
-        if found not in (None, images):
-            raise ShoalError(
-                f"The images changed since {self.path} was begun ({images[:12]} now, {found[:12]} then); give those it "
-                "was begun with, or another --output."
-            )
+        if found not in (None, images) and self.is_bound:
+            raise self.other_images(f"{images[:12]} now, {found[:12]} then")
 
     def _write(self, marker: _Marker) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.tables.place import Place, write_whole
+from pipeline.train.events import EventLog
 
 if TYPE_CHECKING:
     from ray.util.metrics import Gauge
@@ -35,17 +37,20 @@ class Recorder:
     """What worker 0 says of a run, in `folder`. Not safe in threads.
 
     `metrics.jsonl` has one object a line, with `step` first: figures, or a `note`; a figure that is not finite is null.
-    It is written whole every `every_s` seconds (every minute in an object store), so that a reader sees whole lines
-    only, and a run that was killed leaves nothing else. Lines after `resumed_step` belong to steps that are taken again
-    and are dropped.
+    New lines are appended every `every_s` seconds; a run that was killed may leave part of one at the end, which
+    `read_lines` passes over. An object store, which takes no appended lines, is given all of them every minute. Lines
+    after `resumed_step` belong to steps that are taken again and are dropped.
     """
 
     def __init__(self, folder: Place, resumed_step: int, every_s: float = 5.0) -> None:
         self._path = folder / LINES
-        self._lines = _lines_until(self._path, resumed_step)
+        self._resumed_step = resumed_step
+        self._lines: list[bytes] = []  # that are still to be written
+        self._begun = False  # whether `_lines` has what stays true of an earlier run, or has had it
+        self._size: int | None = None  # of the file on a disk that is ours; None before it was written
         self._every_s = every_s if isinstance(folder, Path) else max(every_s, _STORE_EVERY_S)
         self._written_at = time.monotonic()
-        self._board = _board(folder, resumed_step)
+        self._events = EventLog(folder / EVENTS, resumed_step) if isinstance(folder, Path) else None
         self._gauges: dict[str, Gauge] = {}
         self._failed = False
 
@@ -56,34 +61,50 @@ class Recorder:
         for name, value in finite.items():
             if value is None:
                 continue
-            if self._board is not None:
-                self._board.add_scalar(f"train/{name}", value, step)
+            if self._events is not None:
+                self._events.scalar(f"train/{name}", value, step)
             self._set_gauge(name, value)
 
     def note(self, step: int, text: str) -> None:
         """A sentence for whoever watches."""
         self._add({"step": step, "note": text})
-        if self._board is not None:
-            self._board.add_text("train/note", text, step)
+        if self._events is not None:
+            self._events.text("train/note", text, step)
 
     def flush(self) -> None:
-        """Write now: before a checkpoint, whose steps will not be taken again."""
+        """Write now: before a checkpoint, whose steps will not be taken again. What fails is tried again next time."""
         self._written_at = time.monotonic()
         try:
-            write_whole(self._path, "".join(self._lines).encode())
+            self._write()
         except OSError as error:
             self._warn(error)
 
     def close(self) -> None:
         """Write what is left."""
         self.flush()
-        if self._board is not None:
-            self._board.close()
+        if self._events is not None:
+            self._events.flush()
 
     def _add(self, entry: Mapping[str, object]) -> None:
-        self._lines.append(f"{json.dumps(entry, ensure_ascii=False)}\n")
+        self._lines.append(f"{json.dumps(entry, ensure_ascii=False)}\n".encode())
         if time.monotonic() - self._written_at >= self._every_s:
             self.flush()
+
+    def _write(self) -> None:
+        if not self._begun:  # before it can be read nothing is written, or what an earlier run told would be lost
+            self._lines = _lines_until(self._path, self._resumed_step) + self._lines
+            self._begun = True
+        data = b"".join(self._lines)
+        if not isinstance(self._path, Path):
+            write_whole(self._path, data)
+            return
+        if self._size is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._path, data)
+        else:
+            _append(self._path, self._size, data)
+        self._size = (self._size or 0) + len(data)
+        self._lines = []
 
     def _set_gauge(self, name: str, value: float) -> None:
         """A gauge is made at its first value, where a Ray session would export it."""
@@ -103,42 +124,37 @@ class Recorder:
 
 
 def read_lines(folder: Place) -> list[dict[str, Any]]:
-    """All lines of the run in `folder`; none where it has told nothing."""
+    """All whole lines of the run in `folder`; none where it has told nothing."""
+    return [json.loads(line) for line in _lines_until(folder / LINES, sys.maxsize)]
+
+
+def _lines_until(path: Place, step: int) -> list[bytes]:
+    """A run's lines that are of no later step; none where there is no file. Raises OSError if it cannot be read."""
+    if not step:
+        return []
     try:
-        text = (folder / LINES).read_text(encoding="utf-8")
+        lines = path.read_bytes().splitlines(keepends=True)  # of bytes: at line ends only
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in text.splitlines() if math.isfinite(_step_of(f"{line}\n"))]
+    return [line for line in lines if _step_of(line) <= step]
 
 
-def _lines_until(path: Place, step: int) -> list[str]:
-    """The lines of an earlier run that stay true; none where there is no such file, or it cannot be read now."""
-    try:
-        text = path.read_text(encoding="utf-8") if step else ""
-    except (OSError, UnicodeDecodeError):
-        return []
-    return [line for line in text.splitlines(keepends=True) if _step_of(line) <= step]
-
-
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     """Infinity for what is no whole line of ours."""
     try:
-        return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
+        return float(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
     except (ValueError, KeyError, TypeError):
         return math.inf
 
 
-def _board(folder: Place, resumed_step: int) -> Any:
-    """A writer of TensorBoard events; None in an object store, which takes no appended records.
-
-    TensorBoard itself drops the events that an earlier attempt left of steps which are taken again.
-    """
-    if not isinstance(folder, Path):
-        return None
-    from tensorboardX import SummaryWriter  # noqa: PLC0415  takes a second, and only one worker needs it
-
-    folder.mkdir(parents=True, exist_ok=True)
-    return SummaryWriter(str(folder / EVENTS), purge_step=resumed_step + 1, flush_secs=30)
+def _append(path: Path, size: int, data: bytes) -> None:
+    """Write behind the first `size` bytes, whatever an attempt that failed has left there; it outlives a power cut."""
+    with path.open("r+b") as file:
+        file.seek(size)
+        file.write(data)
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _ray_is_up() -> bool:

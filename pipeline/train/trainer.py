@@ -22,6 +22,7 @@ from pipeline.tables.place import Place
 from pipeline.train.checkpoints import Checkpoint, CheckpointStore, shared
 from pipeline.train.config import TrainConfig
 from pipeline.train.feed import Embeddings, Source
+from pipeline.train.heap import keep_heap
 from pipeline.train.loop import Run, Trainer, plan_of
 from pipeline.train.metrics import Recorder
 from pipeline.train.optimizer import flatten, make_optimizer, read_state, unflatten, write_state
@@ -105,6 +106,7 @@ def run_worker(
     objective: Objective, source: Source, config: TrainConfig, world: World, setting: Setting | None = None
 ) -> Run:
     """What each worker does, from opening its data to the last checkpoint."""
+    keep_heap()
     setting = setting or Setting()
     store = setting.store if world.rank == 0 else None
     feed = source.open(config, config.batch_rows, world, store)

@@ -13,8 +13,8 @@ import torch
 from jobs.bench import swav_data, swav_one, swav_step
 from jobs.bench.images import LABELS_FILE, PIXELS_FILE, Size, fashion
 from jobs.bench.registry import BENCHMARKS
-from jobs.bench.speeds import Speed
 from jobs.bench.swav_one import Cached, Clock, Timed, Work, sourced, timed
+from jobs.bench.swav_step import Epochs
 from models.objective import Plan
 from pipeline.progress import silent
 from pipeline.train.world import Alone
@@ -70,7 +70,7 @@ def test_lightly_trains_as_long_and_prints_likewise(work: Work, capsys: pytest.C
     pytest.importorskip("lightly", reason="the extra `bench`")
     from jobs.bench.peers import lightly_swav  # noqa: PLC0415
 
-    lightly_swav.main("channels_last", "bf16", swav_step.comparable(work, IMAGES, epochs=3).model_dump_json())
+    lightly_swav.main("channels_last", swav_step.comparable(work, IMAGES, epochs=3).model_dump_json())
     measured = Timed.model_validate_json(capsys.readouterr().out.splitlines()[-1])
     assert (measured.images, len(measured.rates)) == (IMAGES, 2)
 
@@ -120,38 +120,48 @@ def test_the_first_epoch_is_told_apart() -> None:
     assert (measured.first, measured.rates, measured.ready) == (10.0, (25.0, 20.0), 10.0)
 
 
-def rates(of: dict[str, float]) -> Callable[..., Speed]:
-    """A side that is as fast as the first entry whose name is in its arguments."""
+def rates(of: dict[str, float]) -> Callable[..., Epochs]:
+    """A side that is as fast as the first entry whose name is in its arguments; half as fast in its first epoch."""
 
-    def side(*arguments: object) -> Speed:
-        settings = " ".join(each.train.loop.precision if isinstance(each, Work) else str(each) for each in arguments)
-        return Speed(IMAGES, next(rate for name, rate in of.items() if name in settings), 1.0, 2.0)
+    def side(*arguments: object) -> Epochs:
+        told = [
+            f"{each.train.loop.precision} keeps {each.train.images.cache_bytes}" if isinstance(each, Work) else each
+            for each in arguments
+        ]
+        rate = next(rate for name, rate in of.items() if name in " ".join(map(str, told)))
+        return Epochs(IMAGES, rate, 1.0, 2.0, rate / 2)
 
     return side
 
 
 def test_bars_of_the_step_by_hand(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(swav_step, "shoal", rates({"cached fp32": 105.0, "cached bf16": 150.0}))
+    """Lightly counts in the faster of its two layouts."""
+    pytest.importorskip("lightly", reason="the extra `bench`")
+    ours = {"fp32": 110.0, "bf16": 150.0}
     theirs = {
-        "contiguous fp32": 100.0,
-        "channels_last fp32": 104.0,
-        "contiguous bf16": 120.0,
-        "channels_last bf16": 130.0,
+        "contiguous fp32": 90.0,
+        "channels_last fp32": 100.0,
+        "contiguous bf16": 150.0,
+        "channels_last bf16": 80.0,
     }
+    monkeypatch.setattr(swav_step, "shoal", rates(ours))
     monkeypatch.setattr(swav_step, "lightly", rates(theirs))
     result = swav_step.run(folder, silent, size=Size(2, IMAGES // 2), rounds=2)
     assert [(bar.name, bar.holds) for bar in result.bars] == [
         ("times lightly's rate, fp32", True),
+        ("times lightly's rate, bf16", False),
         ("bf16, times shoal's rate in fp32", False),
     ]
-    assert [bar.value for bar in result.bars] == pytest.approx([1.05, 150 / 105])
+    assert [bar.value for bar in result.bars] == pytest.approx([1.1, 1.0, 150 / 110])
     assert len(result.figures.tables["runs"]) == 12
 
 
 def test_the_bar_of_the_data_by_hand(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(swav_data, "shoal", rates({"cached": 200.0, "fed": 170.0}))
+    monkeypatch.setattr(swav_data, "shoal", rates({"cached": 200.0, "keeps 0": 140.0, "fed": 170.0}))
     result = swav_data.run(folder, silent, size=Size(2, IMAGES // 2))
     assert [(bar.value, bar.holds) for bar in result.bars] == [(0.85, False)]
+    assert result.figures.values["first_epoch, times that"] == 0.425
+    assert result.figures.values["nothing_kept, times that"] == 0.7
 
 
 def test_benchmarks_of_swav_are_listed() -> None:

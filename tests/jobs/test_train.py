@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import shlex
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typer.testing import CliRunner, Result
 from jobs.backbone import with_backbone
 from jobs.cli import app
 from jobs.config import RunConfig, resolve
+from jobs.train import figures_of as figures_of_summary
 from models.backbone_config import BackboneConfig
 from models.errors import ShoalError
 from models.objective import ImageSummary, whole_batch
@@ -24,7 +27,8 @@ from models.views_config import Bank, ViewsConfig
 from pipeline.extract.backbone import open_backbone
 from pipeline.ingest.digits import digits
 from pipeline.tables.artifacts import read_artifact
-from pipeline.train.learn import begun_from
+from pipeline.train.learn import begun_from, finished
+from pipeline.train.learn_folder import LearnFolder
 from pipeline.train.loop import plan_of
 from pipeline.train.optimizer import make_optimizer, schedule
 from pipeline.train.world import Alone
@@ -39,7 +43,13 @@ train:
   loop: {batch_size: 20, epochs: 1}
 """
 IMAGES = 60
-CONFIGS = ("swav_digits_cpu", "swav_fashion_cpu", "swav_imagenet_rn50_800ep", "swav_imagenet_rn50_bs256_200ep")
+CONFIGS = (
+    "swav_digits_cpu",
+    "swav_fashion_cpu",
+    "swav_small_images",
+    "swav_imagenet_rn50_800ep",
+    "swav_imagenet_rn50_bs256_200ep",
+)
 PUBLISHED = {  # rows of a step; lr at the first step, at its height, at the end; epochs of warm-up, and of all
     "swav_imagenet_rn50_800ep": (4096, 0.3, 4.8, 0.0048, 10, 800),
     "swav_imagenet_rn50_bs256_200ep": (256, 0.6, 0.6, 0.0006, 0, 200),
@@ -155,10 +165,54 @@ def test_too_many_rejects_end_with_exit_code_1_and_are_counted(photos: Path, tin
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     output = ("--output", tmp_path / "run", "-c", tiny, "--json", tmp_path / "f.json")
-    result = shoal("train", tmp_path / "a.tar", *output)
-    assert result.exit_code == 1 and "4 of 25 samples were rejected" in result.stderr
+    told = r"4 of 25 samples were rejected \(16.0%.*4 truncated_image.*digit-0000 in \S+a\.tar"
+    with pytest.warns(UserWarning, match=told):  # before training
+        result = shoal("train", tmp_path / "a.tar", *output)
+    index = tmp_path / "run" / "images" / "index.parquet"
+    assert result.exit_code == 1 and f"{index} names every reject" in result.stderr
     found = json.loads((tmp_path / "f.json").read_text())
     assert sum(row["samples"] for row in found["rejects_by_reason"]) == 4
+
+
+def test_images_beside_a_shard_are_told_of(photos: Path, tiny: Path, tmp_path: Path) -> None:
+    both = Path(shutil.copytree(photos, tmp_path / "both"))
+    with tarfile.open(both / "stray.tar", "w") as tar:
+        tar.add(both / "digit-0000.png", "digit-0000.png")
+    with pytest.warns(
+        UserWarning, match=r"holds 1 shards \(\.tar\) and 60 images beside them; only what is in the shards"
+    ):
+        plan = figures_of(tmp_path, "train", both, "--output", tmp_path / "run", "-c", tiny, "--dry-run")
+    assert [step["step"] for step in plan["steps"]] == ["train"]
+
+
+def test_commands_to_copy_are_quoted(trained: dict[str, Any]) -> None:
+    folder = LearnFolder(trained["output"])
+    summary = finished(folder)
+    assert summary is not None
+    figures = figures_of_summary(summary, folder, ["s3://b/train-{0..9}.tar", "my photos"], 0.05)
+    commands = [str(row["command"]) for row in figures.tables["what_to_do_next"]]
+    assert shlex.split(commands[0])[2:4] == ["s3://b/train-{0..9}.tar", "my photos"]
+    assert "'s3://b/train-{0..9}.tar' 'my photos'" in commands[0]
+
+
+def test_a_run_that_is_over_needs_neither_shards_nor_photos(
+    photos: Path, tiny: Path, trained: dict[str, Any], tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(trained["output"], tmp_path / "run"))
+    shutil.rmtree(output / "shards")
+    for source in (photos, tmp_path / "gone"):
+        again = ("train", source, "--output", output, "-c", tiny)
+        assert [step["state"] for step in figures_of(tmp_path, *again, "--dry-run")["steps"]][-1] == "done, skipped"
+        assert figures_of(tmp_path, *again)["skipped"] is True
+    assert not (output / "shards").exists()
+
+
+def test_too_many_workers_are_refused_before_anything_is_packed(photos: Path, tiny: Path, tmp_path: Path) -> None:
+    for extra in ((), ("--dry-run",)):
+        sets = ("--set", "train.loop.workers=3", *extra)
+        result = shoal("train", photos, "--output", tmp_path / "run", "-c", tiny, *sets)
+        assert result.exit_code == 2 and "train.images.lanes to at least 3" in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_and_its_artifacts_are_shown(trained: dict[str, Any], tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """SwAV as the documentation of lightly writes it: its head, prototypes and loss, one forward pass for each view.
 
-`python -m jobs.bench.peers.lightly_swav FORMAT PRECISION WORK`, FORMAT contiguous or channels_last, PRECISION fp32 or
-bf16 (autocast), WORK as of jobs.bench.swav_one; prints one JSON line. The network, the crops, their number and the
-optimizer are shoal's; crops are in memory, and scaled to floats beforehand, as lightly's own transforms leave them.
+`python -m jobs.bench.peers.lightly_swav LAYOUT WORK`, LAYOUT contiguous or channels_last, WORK as of
+jobs.bench.swav_one; prints one JSON line. The network, the crops, the optimizer and its settings are shoal's; crops are
+in memory, and scaled to floats beforehand, as lightly's own transforms leave them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class SwaV(nn.Module):
     def __init__(self, backbone: Backbone, work: Work) -> None:
         super().__init__()
         config = work.train.objective
+        self.bf16 = work.train.loop.precision == "bf16"
         self.backbone = backbone.net.train().requires_grad_(True)
         self.projection_head = SwaVProjectionHead(backbone.dim, config.hidden, config.dim)
         self.prototypes = SwaVPrototypes(config.dim, n_prototypes=config.prototypes)
@@ -39,7 +40,7 @@ class SwaV(nn.Module):
         return scores_BK
 
 
-def timed(work: Work, layout: torch.memory_format, precision: str) -> Timed:
+def timed(work: Work, layout: torch.memory_format) -> Timed:
     """Train on crops in memory, as long as shoal does."""
     _, images = sourced(work)
     loop, config = work.train.loop, work.train.objective
@@ -56,7 +57,7 @@ def timed(work: Work, layout: torch.memory_format, precision: str) -> Timed:
         for _ in range(loop.epochs):
             total = torch.zeros(())
             for batch in batches:
-                total += _step(model, criterion, optimizer, batch, assigning, precision)
+                total += _step(model, criterion, optimizer, batch, assigning)
             typer.echo(f"loss {total / len(batches):.3f}", err=True)
             clock.mark()
     return clock.timed
@@ -68,10 +69,9 @@ def _step(
     optimizer: torch.optim.Optimizer,
     views: Sequence[Tensor],
     assigning: int,
-    precision: str,
 ) -> Tensor:
     model.prototypes.normalize()
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+    with torch.autocast("cpu", torch.bfloat16, enabled=model.bf16):
         scores = [model(view) for view in views]
         loss: Tensor = criterion(scores[:assigning], scores[assigning:])
     loss.backward()
@@ -80,10 +80,10 @@ def _step(
     return loss.detach().float().squeeze()
 
 
-def main(layout: str, precision: str, work: str) -> None:
+def main(layout: str, work: str) -> None:
     """Print how fast it is."""
     formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-    typer.echo(timed(Work.model_validate_json(work), formats[layout], precision).model_dump_json())
+    typer.echo(timed(Work.model_validate_json(work), formats[layout]).model_dump_json())
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ class ImagesConfig(Config):
     lanes: int = Field(
         16,
         ge=1,
-        description="places that every batch takes rows from; a multiple of the workers keeps their parts equal",
+        description="places that every batch takes rows from, 2 from each or more: where batches are smaller, there "
+        "are half as many as the smallest batch has rows. At least one per worker; a multiple of the workers keeps "
+        "their parts equal",
     )
     shuffle_rows: int = Field(
         16_384,

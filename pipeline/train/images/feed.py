@@ -23,7 +23,7 @@ from pipeline.train.checkpoints import CheckpointStore, fingerprint
 from pipeline.train.config import TrainConfig
 from pipeline.train.images.config import ImagesConfig
 from pipeline.train.images.index import ImageIndex, load_index
-from pipeline.train.images.order import Deal, Order
+from pipeline.train.images.order import Deal, Order, require_lanes
 from pipeline.train.images.parts import Maker, Part
 from pipeline.train.images.passes import ImagePasses
 from pipeline.train.images.threads import threads_beside
@@ -74,7 +74,8 @@ class ImageSource:
         return ImageSummary(self.rows, self.seed)
 
     def open(self, config: TrainConfig, batch_rows: int, world: World, store: CheckpointStore | None) -> ImageFeed:
-        """As of Source. Raises ShoalError for another index than was given, and what Order raises."""
+        """As of Source. Raises ShoalError for another index than was given."""
+        self.require_lanes(config)
         index = self.index()
         order = self.order(index, batch_rows)
         lanes = order.of_worker(world.rank, world.size)
@@ -84,6 +85,10 @@ class ImageSource:
 
             return ImageFeed(order, lanes, world, Producers(self, batch_rows, lanes, config, world), passes)
         return ImageFeed(order, lanes, world, self.maker(index, order, lanes), passes)
+
+    def require_lanes(self, config: TrainConfig) -> None:
+        """Raise ShoalError if there would be fewer lanes than workers, of whom each needs one."""
+        require_lanes(self.rows, self.images.lanes, config)
 
     def index(self) -> ImageIndex:
         """Raises ShoalError where the folder holds another one by now."""
@@ -111,6 +116,10 @@ class Parts(Protocol):
 
     def parts(self, epoch: int, start: int) -> Generator[Part, None, None]:
         """The parts of batches `start` and later; closing it ends what it started."""
+        ...
+
+    def stop(self) -> None:
+        """Have `parts`, in another thread, wait for nobody any more."""
         ...
 
 
@@ -143,6 +152,7 @@ class ImageFeed:
                 row_B = torch.from_numpy(part.row_B).to(self._device)
                 yield Batch(views, row_B, self._order.begin(batch, self._lanes.start), self._order.total(batch))
         finally:
+            self._parts.stop()
             thread.shutdown(cancel_futures=True)
             parts.close()
 

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePosixPath
 from threading import Event
 from typing import Any
 
@@ -40,6 +39,8 @@ from pipeline.train.images.index_table import (
     FORMAT,
     IndexedShard,
     entries_of,
+    file_name,
+    is_in_order,
     is_on_web,
     joined,
     packed,
@@ -130,6 +131,20 @@ def load_index(folder: str | Place) -> ImageIndex:
     if table is None:
         raise _missing(folder)
     return _loaded(folder, table)
+
+
+def resized(folder: Place, shards: Sequence[str]) -> str | None:
+    """One of `shards` that was not indexed in `folder` with the size that it has now, wherever it is; None if none.
+
+    No shard is read. Those of which nothing is known (they are gone, or on the web) count as unchanged.
+    """
+    table = read_table(folder / FILE)
+    if table is None:
+        return None
+    known = {(file_name(entry.shard), entry.size) for entry in entries_of(table)}
+    now = stored_all([shard for shard in shards if not is_on_web(shard)])
+    sized = ((shard, found.size) for shard, found in now.items() if found.size is not None)
+    return next((shard for shard, size in sized if (file_name(shard), size) not in known), None)
 
 
 def _in_threads(
@@ -248,7 +263,8 @@ def _is_current(table: pa.Table, shards: Sequence[str], settings: Mapping[str, A
     entries = entries_of(table)
     return (
         settings_of(table) == settings
-        and [entry.shard for entry in entries] == list(shards)
+        and sorted(entry.shard for entry in entries) == sorted(shards)
+        and is_in_order(entries)
         and all(_is_unchanged(entry, now.get(entry.shard)) for entry in entries)
     )
 
@@ -263,8 +279,9 @@ def _loaded(folder: Place, table: pa.Table) -> ImageIndex:
     entries = entries_of(table)
     images = table.filter(pc.is_null(table["reason"]))
     row_N, offset_N, size_N = (images[name].to_numpy() for name in ("row", "offset", "size"))
-    content = [[PurePosixPath(entry.shard).name, entry.checksum, entry.rows] for entry in entries]
-    digest = hashlib.sha256(json.dumps([settings_of(table), content]).encode()).hexdigest()
+    # Without the settings of decoding: which images are usable shows in the rows, and a later shoal may have more.
+    content = [[file_name(entry.shard), entry.checksum, entry.rows] for entry in entries]
+    digest = hashlib.sha256(json.dumps([FORMAT, content]).encode()).hexdigest()
     return ImageIndex(folder, entries, row_N, offset_N, size_N, digest)
 
 

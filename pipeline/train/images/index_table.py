@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -50,6 +52,11 @@ class IndexedShard:
         return self.rows + sum(self.rejects.values())
 
 
+def file_name(shard: str) -> str:
+    """The last part of its path, or of its address without what is asked of it: the same wherever the shard is."""
+    return PurePosixPath(shard.partition("?")[0]).name
+
+
 def is_on_web(shard: str) -> bool:
     """Where files are asked for as a whole, and not for their time."""
     return shard.lower().startswith(("http://", "https://"))
@@ -66,10 +73,20 @@ def split(whole: pa.Table) -> dict[str, pa.Table]:
 
 
 def joined(tables: Sequence[pa.Table], settings: Mapping[str, Any]) -> pa.Table:
-    """The tables of single shards as one."""
+    """The tables of single shards as one, in an order that no folder decides: by names, then content."""
+    tables = sorted(tables, key=lambda table: [_place_of(entry) for entry in entries_of(table)])
     entries = [entry for table in tables for entry in entries_of(table)]
     bare = [table.replace_schema_metadata(None) for table in tables]
     return with_meta(pa.concat_tables(bare).unify_dictionaries().combine_chunks(), settings, entries)
+
+
+def is_in_order(entries: Sequence[IndexedShard]) -> bool:
+    """Whether shards are in the order of `joined`."""
+    return all(_place_of(one) <= _place_of(next_) for one, next_ in pairwise(entries))
+
+
+def _place_of(entry: IndexedShard) -> tuple[str, str, str]:
+    return file_name(entry.shard), entry.checksum, entry.shard
 
 
 def with_meta(table: pa.Table, settings: Mapping[str, Any], entries: Sequence[IndexedShard]) -> pa.Table:

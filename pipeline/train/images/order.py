@@ -11,12 +11,13 @@ Shapes: N rows, S shards, L lanes, n rows of a lane.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 
 from models.errors import ShoalError
+from pipeline.train.config import TrainConfig
 
 PIECES = 16  # of a lane at most, unless it has more shards: what an epoch permutes where shards are few
 
@@ -49,13 +50,12 @@ class Order:
         """The order of shards with so many rows each.
 
         `ranged_S` says which shards can be read from the middle: the others (compressed ones) are cut only where lanes
-        demand it. Raises ShoalError when batches are too small for the lanes.
+        demand it. There are `lanes_of` lanes: as many as wanted where batches are large enough.
         """
         rows = sum(rows_S)
-        batches = max(1, -(-rows // deal.batch_rows))
-        _require_full_lanes(rows // batches, deal.lanes)
+        deal = replace(deal, lanes=lanes_of(rows, deal.batch_rows, deal.lanes))
         pieces = _lanes(np.asarray(rows_S, np.int64), np.asarray(ranged_S, bool), deal)
-        return cls(pieces, rows, batches, deal.shuffle_rows // deal.lanes, deal.seed)
+        return cls(pieces, rows, _batches(rows, deal.batch_rows), deal.shuffle_rows // deal.lanes, deal.seed)
 
     @property
     def lanes(self) -> int:
@@ -63,12 +63,9 @@ class Order:
         return len(self.pieces)
 
     def of_worker(self, rank: int, size: int) -> range:
-        """Its lanes. Raises ShoalError when there are fewer than workers."""
+        """Its lanes. Raises ValueError when there are fewer than workers (see `require_lanes`)."""
         if size > self.lanes:
-            raise ShoalError(
-                f"There are {size} workers but {self.lanes} lanes, and each worker reads its own; "
-                f"set train.images.lanes to at least {size}, or train.loop.workers to at most {self.lanes}."
-            )
+            raise ValueError(f"{size} workers cannot share {self.lanes} lanes")
         return range(self.lanes * rank // size, self.lanes * (rank + 1) // size)
 
     def total(self, batch: int) -> int:
@@ -117,18 +114,45 @@ class Deal:
     """What an order is made by."""
 
     batch_rows: int
-    lanes: int
+    lanes: int  # at most
     shuffle_rows: int
     seed: int
 
 
-def _require_full_lanes(smallest: int, lanes: int) -> None:
-    needed = 2 * lanes if lanes > 1 else 1
-    if smallest < needed:
-        raise ShoalError(
-            f"Batches of {smallest} images cannot take 2 from each of {lanes} lanes; "
-            f"set train.loop.batch_size to at least {needed}, or train.images.lanes to at most {max(1, smallest // 2)}."
-        )
+def lanes_of(rows: int, batch_rows: int, wanted: int) -> int:
+    """How many lanes there are: `wanted`, or as many as the smallest batch has 2 rows for; at least one."""
+    return max(1, min(wanted, rows // _batches(rows, batch_rows) // 2))
+
+
+def require_lanes(rows: int | None, wanted: int, config: TrainConfig) -> None:
+    """Raise ShoalError if there are fewer lanes than workers; None for rows: before anybody knows how many."""
+    workers = config.workers
+    lanes = lanes_of(config.batch_rows if rows is None else rows, config.batch_rows, wanted)
+    if workers <= lanes:
+        return
+    enough = _batch_for(rows, 2 * workers)
+    room = [f"train.images.lanes to at least {workers}"] if wanted < workers else []
+    if enough is not None and enough > config.batch_rows:
+        room.append(f"train.loop.batch_size to at least {enough * config.accumulate}")
+    ways = [f"train.loop.workers to at most {lanes}"] + ([" and ".join(room)] if enough is not None else [])
+    told = "" if rows is None else f" of {rows:,} images"
+    raise ShoalError(
+        f"train.loop.workers is {workers}, and each reads lanes of its own, but batches of {config.batch_rows:,}{told} "
+        f"have {lanes} (at most train.images.lanes = {wanted}, and half as many as a batch has rows); "
+        f"set {', or '.join(ways)}."
+    )
+
+
+def _batch_for(rows: int | None, least: int) -> int | None:
+    """How many rows a batch must have for the smallest of an epoch to have `least`; None if there are too few."""
+    if rows is None:
+        return least
+    most = rows // least  # batches of an epoch
+    return -(-rows // most) if most else None
+
+
+def _batches(rows: int, batch_rows: int) -> int:
+    return max(1, -(-rows // batch_rows))
 
 
 def _lanes(rows_S: np.ndarray, ranged_S: np.ndarray, deal: Deal) -> tuple[np.ndarray, ...]:

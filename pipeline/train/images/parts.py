@@ -86,6 +86,9 @@ class Maker:
             for pool in (makers, readers):
                 pool.shutdown(cancel_futures=True)
 
+    def stop(self) -> None:
+        """Nothing to do: what is begun here waits for nobody."""
+
     def _size(self, batch: int) -> int:
         """B."""
         return self._order.begin(batch, self._lanes.stop) - self._order.begin(batch, self._lanes.start)

@@ -67,6 +67,19 @@ def read_blocks(index: ImageIndex, row_n: np.ndarray) -> Iterator[list[Encoded]]
             yield from (_ranged if shard.ranged else _streamed)(index, shard, run_n)
 
 
+def streaming_advice(index: ImageIndex, lanes: int) -> str | None:
+    """What to say where shards are fewer than the lanes that read each from its start; None where nothing is amiss."""
+    streamed = [shard for shard in index.shards if not shard.ranged]
+    share = sum(shard.rows for shard in streamed) / max(1, len(index))  # of the lanes
+    if len(streamed) >= lanes * share:
+        return None
+    return (
+        f"{len(streamed)} shards are compressed, or on a web server, and can be read from their start only, but "
+        f"{lanes * share:.0f} of {lanes} lanes (train.images.lanes) read them, each for itself; store them as plain "
+        ".tar files on a disk or in an object store, or cut them into more shards, or set train.images.lanes lower."
+    )
+
+
 def decoded(index: ImageIndex, encoded: Encoded, decoding: DecodeConfig, short_side: int) -> Tensor:
     """The image, uint8 (3, H, W), at a reduced size where `decode` can. Raises ShoalError when it is another by now."""
     try:
@@ -157,4 +170,7 @@ def _told(shard: IndexedShard) -> Iterator[None]:
 
 
 def _changed(shard: IndexedShard, what: str) -> ShoalError:
-    return ShoalError(f"{shard.shard} is not as it was indexed: {what}; run again, so that it is indexed anew.")
+    return ShoalError(
+        f"{shard.shard} is not as it was indexed: {what}; put back what was indexed, or begin anew with another "
+        "--output."  # only there is one on a web server indexed again
+    )

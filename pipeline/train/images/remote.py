@@ -6,7 +6,10 @@ the same to the last bit. Parts wait in the object store, `ahead` of each produc
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Generator, Iterator
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +25,8 @@ from pipeline.train.world import World
 if TYPE_CHECKING:
     from pipeline.train.images.feed import ImageSource
 
+_LOOK_S = 1.0  # how long a wait goes on when nobody wants its end any more
+_PATIENCE_S = 30.0  # until a user hears why nothing happens; a fresh worker process takes a few
 _Arrays = tuple[tuple[np.ndarray, ...], np.ndarray]  # a Part as the object store holds it without a copy
 
 
@@ -40,9 +45,18 @@ class Producers:
         self._shares = [lanes[len(lanes) * each // count : len(lanes) * (each + 1) // count] for each in range(count)]
         self._max_failures = config.max_failures
         self._actors: list[Any] = []
+        self._stopped = Event()
 
     def parts(self, epoch: int, start: int) -> Generator[Part, None, None]:
         """As Maker.parts. Raises OSError when producers died more than `train.loop.max_failures` times in an epoch."""
+        self._stopped.clear()
+        return self._parts(epoch, start)
+
+    def stop(self) -> None:
+        """As of Parts."""
+        self._stopped.set()
+
+    def _parts(self, epoch: int, start: int) -> Generator[Part, None, None]:
         due, failures, ended = start, 0, False
         try:
             while not ended:
@@ -59,32 +73,63 @@ class Producers:
                     failures += 1
                     if failures > self._max_failures:
                         raise OSError(f"Producers of views died {failures} times ({first_line(error)})") from error
-                    self._stop()
+                    self._kill()
         finally:
             if not ended:
-                self._stop()  # or they would wait for ever for somebody to take what they have made
+                self._kill()  # or they would wait for ever for somebody to take what they have made
 
     def _joined(self, epoch: int, start: int) -> Iterator[Part]:
         if not self._actors:
             self._actors = [self._producer(lanes) for lanes in self._shares]
+            self._await_room()
         ahead = self._source.images.ahead
         streams = [
             actor.parts.options(num_returns="streaming", _generator_backpressure_num_objects=ahead).remote(epoch, start)
             for actor in self._actors
         ]
-        for references in zip(*streams, strict=True):
+        for references in zip(*(self._each(stream) for stream in streams), strict=True):
             arrays: list[_Arrays] = ray.get(list(references))
             views = zip(*(each for each, _ in arrays), strict=True)
             # Also of one producer: its arrays are the object store's, which nobody may write to.
             joined = tuple(torch.from_numpy(np.concatenate(view)) for view in views)
             yield Part(joined, np.concatenate([row_B for _, row_B in arrays]))
 
+    def _each(self, stream: Any) -> Iterator[Any]:
+        """What a stream gives; its own `next` could not be stopped."""
+        while True:
+            while not ray.wait([stream], timeout=_LOOK_S, fetch_local=False)[0]:
+                self._require_going()
+            try:
+                reference = next(stream)
+            except StopIteration:
+                return
+            yield reference
+
+    def _await_room(self) -> None:
+        """Wait until all have begun, and say so, once, where that takes long: their CPUs may be somebody else's."""
+        waiting, began, told = [actor.begun.remote() for actor in self._actors], time.monotonic(), False
+        while waiting:
+            begun, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_LOOK_S)
+            ray.get(begun)  # raises what ended one of them
+            self._require_going()
+            if waiting and not told and time.monotonic() - began > _PATIENCE_S:
+                told = True
+                warnings.warn(
+                    f"{len(waiting)} of {len(self._actors)} producers of views wait for {self._source.images.threads} "
+                    "free CPUs each (train.images.producers and threads); training goes on when others let go of them.",
+                    stacklevel=2,
+                )
+
+    def _require_going(self) -> None:
+        if self._stopped.is_set():
+            raise InterruptedError("Producers of views were stopped")
+
     def _producer(self, lanes: range) -> Any:
         images = self._source.images
         actor: Any = ray.remote(_Producer).options(num_cpus=images.threads, scheduling_strategy="SPREAD")
         return actor.remote(self._source, self._batch_rows, lanes)
 
-    def _stop(self) -> None:
+    def _kill(self) -> None:
         for actor in self._actors:
             ray.kill(actor)
         self._actors = []
@@ -98,6 +143,9 @@ class _Producer:
         self._batch_rows = batch_rows
         self._lanes = lanes
         self._maker: Maker | None = None
+
+    def begun(self) -> None:
+        """Answers when the actor has a place to run."""
 
     def parts(self, epoch: int, start: int) -> Iterator[_Arrays]:
         """A stream of objects."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import itertools
 import json
 import shutil
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -288,3 +290,44 @@ def test_a_run_in_an_object_store_comes_to_the_same(
         summary.prototypes_artifact,
     )
     assert again(shards, LearnFolder(f"{bucket.url}/run")).skipped
+
+
+def test_a_run_that_is_over_stays_so_for_another_shoal_and_without_shards(
+    shards: Path, folder: LearnFolder, summary: LearnSummary, tmp_path: Path
+) -> None:
+    copy = LearnFolder(shutil.copytree(str(folder.path), tmp_path / "run"))
+    copy.finish({**folder.summary(), "of_a_later_shoal": 1})  # type: ignore[dict-item]
+    before = contents(copy)
+    assert learn([str(tmp_path / "gone")], copy, CONFIG, BACKBONE) == replace(summary, warnings=(), skipped=True)
+    with pytest.raises(ShoalError, match=r"train\.loop\.lr is 0\.3 and was 0\.6"):
+        loop = CONFIG.loop.model_copy(update={"lr": 0.3})
+        learn([str(tmp_path / "gone")], copy, CONFIG.model_copy(update={"loop": loop}), BACKBONE)
+    assert contents(copy) == before
+    copy.finish({name: value for name, value in (folder.summary() or {}).items() if name != "steps"})
+    found = again(shards, copy)
+    assert (found.skipped, found.steps, found.backbone_artifact) == (False, 8, summary.backbone_artifact)
+
+
+def test_settings_that_were_refused_leave_the_folder_to_those_that_are_not(shards: Path, tmp_path: Path) -> None:
+    loop = CONFIG.loop.model_copy(update={"epochs": 1})
+    config = CONFIG.model_copy(update={"loop": loop})
+    for workers, lanes in ((3, 2), (16, 16)):  # of batches of 20 images
+        refused = {"loop": loop.model_copy(update={"workers": workers}), "images": ImagesConfig(lanes=lanes)}
+        with pytest.raises(ShoalError, match=rf"train\.loop\.workers is {workers}"):
+            learn([str(shards)], LearnFolder(tmp_path / "run"), config.model_copy(update=refused), BACKBONE)
+    assert not (tmp_path / "run").exists()
+    damaged = CONFIG.loop.model_copy(update={"gpus_per_worker": 1, "epochs": 1, "lr": 0.3})
+    if not torch.cuda.is_available():
+        with pytest.raises(ShoalError, match="sees no GPU"):
+            learn([str(shards)], LearnFolder(tmp_path / "run"), config.model_copy(update={"loop": damaged}), BACKBONE)
+    assert learn([str(shards)], LearnFolder(tmp_path / "run"), config, BACKBONE).steps == 4
+
+
+def test_compressed_shards_that_many_lanes_read_are_told_of(shards: Path, tmp_path: Path) -> None:
+    for shard in shards.iterdir():
+        (tmp_path / f"{shard.name}.gz").write_bytes(gzip.compress(shard.read_bytes()))
+    config = CONFIG.model_copy(
+        update={"images": ImagesConfig(lanes=8), "loop": CONFIG.loop.model_copy(update={"epochs": 1})}
+    )
+    with pytest.warns(UserWarning, match=r"2 shards are compressed.*8 of 8 lanes \(train\.images\.lanes\)"):
+        learn([str(tmp_path)], LearnFolder(tmp_path / "run"), config, BACKBONE)

@@ -163,7 +163,7 @@ def test_a_shard_that_was_replaced_is_refused(
 ) -> None:
     source = source_of()
     Path(shards[1]).write_bytes(change(Path(shards[1]).read_bytes()))
-    with pytest.raises(ShoalError, match=told + r".*run again, so that it is indexed anew"):
+    with pytest.raises(ShoalError, match=told + r".*put back what was indexed, or begin anew with another --output"):
         drawn(source)
 
 

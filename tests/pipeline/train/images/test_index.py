@@ -137,3 +137,16 @@ def test_shards_and_index_may_be_in_an_object_store(shards: list[str], tmp_path:
     reads = bucket.count(r"GET /[^/]+/shards/\w")
     assert same(index, index_shards(urls, folder))
     assert bucket.count(r"GET /[^/]+/shards/\w") == reads
+
+
+def test_the_order_of_folders_is_not_that_of_images(shards: list[str], tmp_path: Path) -> None:
+    index = index_shards(shards, tmp_path / "index")
+    moved = []
+    for folder, shard in zip("zyx", shards, strict=True):
+        (tmp_path / folder).mkdir()
+        moved.append(str(Path(shard).rename(tmp_path / folder / Path(shard).name)))
+    found = index_shards(sorted(moved), tmp_path / "index")
+    assert [Path(each.shard).name for each in found.shards] == [Path(each.shard).name for each in index.shards]
+    assert found.digest == index.digest and found.row_N.tolist() == index.row_N.tolist()
+    accessed(moved[0])
+    assert same(found, index_shards(sorted(moved), tmp_path / "index"))

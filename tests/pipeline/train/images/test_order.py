@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from models.errors import ShoalError
-from pipeline.train.images.order import Deal, Order
+from pipeline.train.config import TrainConfig
+from pipeline.train.images.order import Deal, Order, lanes_of, require_lanes
 
 orders = st.builds(
     lambda rows_S, ranged, batch_rows, lanes, shuffle_rows, seed: (
@@ -28,9 +30,7 @@ orders = st.builds(
 
 
 def order_of(made: tuple[list[int], list[bool], Deal]) -> Order:
-    rows_S, _, deal = made
-    batches = max(1, -(-sum(rows_S) // deal.batch_rows))
-    assume(sum(rows_S) // batches >= max(2 * deal.lanes, 1))
+    assume(sum(made[0]))
     return Order.of(*made)
 
 
@@ -77,7 +77,7 @@ def test_a_row_comes_no_further_than_the_jitter_from_where_it_is_read(
     made: tuple[list[int], list[bool], Deal], epoch: int
 ) -> None:
     order = order_of(made)
-    assert order.jitter == made[2].shuffle_rows // made[2].lanes
+    assert order.jitter == made[2].shuffle_rows // order.lanes
     for lane in range(order.lanes):
         turn_n = order.epoch(lane, epoch).turn_n
         assert np.abs(turn_n - np.arange(len(turn_n))).max(initial=0) <= min(order.jitter, len(turn_n))
@@ -127,13 +127,58 @@ def test_a_jitter_that_covers_the_lane_is_a_full_permutation() -> None:
     assert abs(np.corrcoef(turn_n, places)[0, 1]) < 0.1
 
 
-def test_batches_too_small_for_their_lanes_are_refused_with_the_way_out() -> None:
-    with pytest.raises(ShoalError, match=r"Batches of 15 images .*batch_size to at least 32, or .*lanes to at most 7"):
-        Order.of([150], [True], Deal(15, 16, 0, 0))
-    assert Order.of([150], [True], Deal(15, 7, 0, 0)).batches == 10
+def test_there_are_half_as_many_lanes_as_the_smallest_batch_has_rows() -> None:
+    for rows, batch_rows, wanted, lanes in (
+        (60, 16, 16, 7),  # 4 batches of 15
+        (150, 15, 16, 7),
+        (150, 15, 7, 7),
+        (1000, 32, 16, 15),  # 32 batches, the smallest of 31
+        (1024, 32, 16, 16),
+        (5, 256, 16, 2),
+        (3, 1, 16, 1),
+        (1, 256, 16, 1),
+    ):
+        assert lanes_of(rows, batch_rows, wanted) == lanes
+        order = Order.of([rows], [True], Deal(batch_rows, wanted, 0, 0))
+        assert order.lanes == lanes
+        assert all(last > first for first, last in (order.span(order.batches - 1, lane) for lane in range(lanes)))
 
 
-def test_more_workers_than_lanes_are_refused() -> None:
-    order = Order.of([100], [True], Deal(10, 2, 0, 0))
-    with pytest.raises(ShoalError, match=r"3 workers but 2 lanes.*lanes to at least 3"):
-        order.of_worker(0, 3)
+def test_more_workers_than_lanes_are_refused_with_the_way_out() -> None:
+    def told(rows: int | None, wanted: int, **loop: int) -> str:
+        with pytest.raises(ShoalError) as error:
+            require_lanes(rows, wanted, TrainConfig(**loop))  # type: ignore[arg-type]
+        return str(error.value).partition("; set ")[2]
+
+    assert (
+        told(100, 2, workers=3, batch_size=20)
+        == "train.loop.workers to at most 2, or train.images.lanes to at least 3."
+    )
+    assert (
+        told(100, 16, workers=3, batch_size=4)
+        == "train.loop.workers to at most 2, or train.loop.batch_size to at least 7."
+    )
+    assert told(5, 16, workers=3, batch_size=4) == "train.loop.workers to at most 1."
+    both = (
+        "train.loop.workers to at most 1, or train.images.lanes to at least 4 and train.loop.batch_size to at least 16."
+    )
+    assert told(None, 1, workers=4, batch_size=8, accumulate=2) == both
+    with pytest.raises(ValueError, match="3 workers cannot share 2 lanes"):
+        Order.of([100], [True], Deal(10, 2, 0, 0)).of_worker(0, 3)
+
+
+@given(st.integers(1, 500), st.integers(1, 40), st.integers(1, 200), st.integers(1, 40), st.integers(1, 3))
+def test_what_is_advised_is_accepted(rows: int, wanted: int, batch: int, workers: int, accumulate: int) -> None:
+    config = TrainConfig(batch_size=batch * accumulate, workers=workers, accumulate=accumulate)
+    try:
+        require_lanes(rows, wanted, config)
+    except ShoalError as error:
+        found = {key: int(value) for key, value in re.findall(r"train\.\w+\.(\w+) to at \w+ (\d+)", str(error))}
+        require_lanes(rows, wanted, config.model_copy(update={"workers": found.pop("workers")}))
+        if found:
+            lanes = found.pop("lanes", wanted)
+            require_lanes(rows, lanes, config.model_copy(update=found))
+        else:
+            assert rows < 2 * workers
+    else:
+        assert workers <= lanes_of(rows, batch, wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,29 @@ def test_what_producers_find_wrong_is_told(ray_session: None, source_of: SourceO
 def test_a_cluster_without_room_is_told(ray_session: None, source_of: SourceOf) -> None:
     with pytest.raises(ShoalError, match=r"need 6 CPUs but the cluster has 2; set train.images.producers lower"):
         source_of(feed="remote").open(LOOP, 16, Worker(0, 2), None)
+
+
+def test_busy_cpus_are_told_and_nobody_waits_for_them_on_the_way_out(
+    ray_session: None, source_of: SourceOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.train.images.remote._PATIENCE_S", 0.0)
+
+    @ray.remote(num_cpus=2)
+    class Other:
+        def begun(self) -> None: ...
+
+    other = Other.remote()
+    ray.get(other.begun.remote())
+    remote = source_of(feed="remote", producers=1).open(LOOP, 16, Worker(), None)
+    batches = remote.draw(0, 0)
+    with ThreadPoolExecutor(1) as thread, pytest.warns(UserWarning, match="1 of 1 producers of views wait for 1 free"):
+        begun = thread.submit(next, batches)
+        with pytest.raises(TimeoutError):
+            begun.result(timeout=4)
+        remote._parts.stop()  # as closing does first
+        with pytest.raises(InterruptedError):
+            begun.result(timeout=60)
+    ray.kill(other)
+    monkeypatch.undo()
+    local = source_of().open(LOOP, 16, Worker(), None)
+    assert rows_and_views(remote.draw(0, 0)) == rows_and_views(local.draw(0, 0))
