@@ -253,6 +253,6 @@ def _together(batches: Iterator[Batch], count: int) -> Iterator[list[Batch]]:
 
 def _skipped_sentence(epoch: int, skipped: int, steps: int) -> str:
     return (
-        f"{skipped} of {steps} steps of epoch {epoch + 1} had no finite loss and gradient and were skipped; if that goes "
-        "on, lower the learning rate (lr), or set precision to fp32."
+        f"{skipped} of {steps} steps of epoch {epoch + 1} had no finite loss and gradient and were skipped; if that "
+        "goes on, lower the learning rate (lr), or set precision to fp32."
     )
