@@ -34,7 +34,7 @@ class SwAVConfig(Config):
         ge=0,
         description="past embeddings of each assigning view that take part in the codes, over all workers, rounded "
         "down to whole batches. null: 0 where the batch has as many rows as prototypes, else the authors' 3,840 "
-        "rounded up to whole batches, at most 15 of them and the number of images: older embeddings are another network's",
+        "rounded up to whole batches, at most 15 of them and as many as images: older ones are another network's",
     )
     queue_start: float | None = Field(
         None,
