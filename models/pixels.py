@@ -8,6 +8,7 @@ images share a call, on threads or on the order in which a library adds. Shapes:
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from models.preprocessing import grey_levels
 
 FINE = 2  # steps of a level between the two directions of a resize
 UNIT = 2**14  # of weights: 255 · FINE · UNIT is below 2**24, where float32 stops counting
+TABLE_NUMBERS = 2**22  # weights of every case, kept up to so many: lines of 32 pixels scaled to 32 have half of it
 
 Real = NDArray[np.float64]
 Whole = NDArray[np.int64]
@@ -36,13 +38,28 @@ def resample(level_RCHW: Tensor, row_RSH: Tensor, column_RSW: Tensor) -> Tensor:
 def resize_weights(start_R: Whole, length_R: Whole, size: int, pixels: int, flip_R: Flags | None = None) -> Tensor:
     """Weights (R, size, pixels), in UNIT, that scale pixels [start, start + length) of a line to `size` pixels.
 
-    The antialiased triangle filter of PIL and torchvision; `flip` reverses a line.
+    The antialiased triangle filter of PIL and torchvision; `flip` reverses a line. Of short lines every case is
+    computed once, and looked up from then on.
     """
+    flip_R = np.zeros(len(start_R), np.bool_) if flip_R is None else flip_R
+    if 2 * size * pixels**3 > TABLE_NUMBERS:
+        return _triangles(start_R, length_R, size, pixels, flip_R)
+    case_R = ((flip_R * pixels) + start_R) * pixels + length_R - 1
+    return _all_triangles(size, pixels)[torch.from_numpy(case_R)]
+
+
+@cache
+def _all_triangles(size: int, pixels: int) -> Tensor:
+    """By mirror, start and length − 1; what would reach beyond the line ends with it, and is never asked for."""
+    flip_R, start_R, length_R = (axis.ravel() for axis in np.indices((2, pixels, pixels)))
+    return _triangles(start_R, np.minimum(length_R + 1, pixels - start_R), size, pixels, flip_R == 1)
+
+
+def _triangles(start_R: Whole, length_R: Whole, size: int, pixels: int, flip_R: Flags) -> Tensor:
     scale_R1 = (length_R / size)[:, None]
     stretch_R1 = np.maximum(scale_R1, 1)
-    place_RS = np.broadcast_to(np.arange(size) + 0.5, (len(start_R), size))
-    if flip_R is not None:
-        place_RS = np.where(flip_R[:, None], size - place_RS, place_RS)
+    place_S = np.arange(size) + 0.5
+    place_RS = np.where(flip_R[:, None], size - place_S, place_S)
     centre_RS = (start_R[:, None] + scale_R1 * place_RS) / stretch_R1
     pixel_P = np.arange(pixels)
     inside_RP = (pixel_P >= start_R[:, None]) & (pixel_P < (start_R + length_R)[:, None])

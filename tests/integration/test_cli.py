@@ -136,6 +136,7 @@ def test_settings_of_another_backbone_are_refused(images: Path, output: Path) ->
     assert (kept(output), (output / "config.yaml").read_text()) == (before, config)
 
 
+@pytest.mark.slow
 def test_shards_with_damage_are_counted_kept_and_fail_above_the_fraction(
     output: Path, tmp_path: Path, ray_session: None
 ) -> None:

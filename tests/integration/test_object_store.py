@@ -197,6 +197,7 @@ def test_reads_of_a_shard_that_fail_twice_lose_nothing(bucket: ObjectStore, shar
     assert len(bucket.failed) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [REFUSED, DROPPED])
 def test_an_import_of_which_every_kind_of_request_fails_twice_loses_nothing(
     bucket: ObjectStore, tmp_path: Path, kind: str
@@ -248,6 +249,7 @@ def test_of_two_writers_of_one_shard_exactly_one_wins(bucket: ObjectStore, tmp_p
     assert (there.version, there.count()) == (1, 4)
 
 
+@pytest.mark.slow
 def test_writers_of_different_shards_all_end_up_in_the_table(bucket: ObjectStore, tmp_path: Path) -> None:
     assert race(bucket, tmp_path, "a", "b", "c") == [4, 4, 4]
     table = Collection.open(f"{bucket.url}/t")

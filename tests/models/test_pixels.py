@@ -30,7 +30,14 @@ def smooth(images: int, size: int) -> Tensor:
 
 
 @settings(deadline=None, max_examples=60)
-@given(data=st.data(), height=SIZES, width=SIZES, size=SIZES, channels=st.sampled_from([1, 3]), flip=st.booleans())
+@given(
+    data=st.data(),
+    height=SIZES,
+    width=SIZES,
+    size=st.integers(2, 40),
+    channels=st.sampled_from([1, 3]),
+    flip=st.booleans(),
+)
 def test_any_box_is_resized_as_by_torchvision_to_one_grey_level(
     data: st.DataObject, height: int, width: int, size: int, channels: int, flip: bool
 ) -> None:
@@ -46,6 +53,14 @@ def test_any_box_is_resized_as_by_torchvision_to_one_grey_level(
     theirs = image_ops.resized_crop(byte_image, top, left, box_height, box_width, [size, size], antialias=True)
     theirs = image_ops.horizontal_flip(theirs) if flip else theirs
     assert (ours - theirs.float()).abs().max() <= 1
+
+
+def test_weights_that_are_looked_up_are_those_that_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, end = np.triu_indices(13, 1)  # every part of 12 pixels
+    flip = start % 2 == 0
+    looked_up = pixels.resize_weights(start, end - start, 5, 12, flip)
+    monkeypatch.setattr(pixels, "TABLE_NUMBERS", 0)
+    assert torch.equal(looked_up, pixels.resize_weights(start, end - start, 5, 12, flip))
 
 
 def test_weights_of_halving_four_pixels_by_hand() -> None:

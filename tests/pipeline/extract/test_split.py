@@ -26,6 +26,7 @@ def rows(table: Collection) -> list[dict[str, object]]:
     return [row for file in table.samples.files() for row in table.samples.read(file).to_pylist()]
 
 
+@pytest.mark.slow
 def test_both_layouts_make_the_same_table(
     tar: Callable[..., str], png: Callable[..., bytes], pixels: BackboneConfig, tmp_path: Path
 ) -> None:
