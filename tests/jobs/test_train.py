@@ -41,7 +41,7 @@ train:
   objective: {prototypes: 5, hidden: 16, dim: 8}
   views: {policy: digits, base: 8, banks: [{size: 8, count: 2, area: [0.4, 1.0]}]}
   images: {lanes: 2}
-  loop: {batch_size: 20, epochs: 1}
+  loop: {batch_size: 20, epochs: 1, optimizer: sgd, lr: 0.02}
 """
 IMAGES = 60
 CONFIGS = (
@@ -339,5 +339,5 @@ def test_two_workers_learn_the_same(
     found = figures_of(tmp_path, "train", photos, "--output", tmp_path / "run", "-c", tiny, *sets)
     assert found["loss"] == pytest.approx(trained["loss"], rel=1e-5)
     mine, theirs = (open_backbone(BackboneConfig(weights=each["backbone"])).tensors() for each in (trained, found))
-    for name, value in mine.items():
-        torch.testing.assert_close(torch.from_numpy(value), torch.from_numpy(theirs[name]), rtol=1e-4, atol=1e-5)
+    for name, value in mine.items():  # rounding turns single ReLUs on and off; test_world.py has it in float64
+        torch.testing.assert_close(torch.from_numpy(value), torch.from_numpy(theirs[name]), rtol=0, atol=5e-4)
