@@ -183,9 +183,11 @@ def test_generated_rows_need_no_data(name: str) -> None:
 
 
 def test_every_benchmark_is_one_that_exists() -> None:
-    """Names lead to functions: data that are not there are asked for or refused, nothing else happens."""
+    """Names lead to functions: what is not there (data, a peer) is asked for or refused, nothing else happens."""
     for name in BENCHMARKS:
-        with pytest.raises(ShoalError, match=r"There is no data at|has no use here|no algorithm 'deepdpm'"):
+        with pytest.raises(
+            ShoalError, match=r"There is no (data at|lightly here)|has no use here|no algorithm 'deepdpm'"
+        ):
             find(name).run(Path("/nowhere.npz"), silent)
 
 
