@@ -4,29 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
-
-from jobs.cli import app
+from commands import figures_of, shoal
 
 CENTRES = np.array([[0, 0, 0], [9, 0, 0], [0, 9, 0], [0, 0, 9]], np.float32)
 ROWS_EACH = 50
-
-
-def shoal(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def figures_of(folder: Path, *arguments: str | Path) -> dict[str, Any]:
-    """Run a command and return its JSON, having checked that it ended well."""
-    path = folder / "figures.json"
-    result = shoal(*arguments, "--json", path)
-    assert result.exit_code == 0, result.output
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
 
 
 def planted(seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner, Result
+from commands import figures_of, shoal
 
 from jobs.backbone import with_backbone
-from jobs.cli import app
 from jobs.config import RunConfig, resolve
 from jobs.train import figures_of as figures_of_summary
 from models.backbone_config import BackboneConfig
@@ -41,7 +40,7 @@ train:
   objective: {prototypes: 5, hidden: 16, dim: 8}
   views: {policy: digits, base: 8, banks: [{size: 8, count: 2, area: [0.4, 1.0]}]}
   images: {lanes: 2}
-  loop: {batch_size: 20, epochs: 1, optimizer: sgd, lr: 0.02}
+  loop: {batch_size: 20, epochs: 1}
 """
 IMAGES = 60
 CONFIGS = (
@@ -56,19 +55,6 @@ PUBLISHED = {  # rows of a step; lr at the first step, at its height, at the end
     "swav_imagenet_rn50_bs256_200ep": (256, 0.6, 0.6, 0.0006, 0, 200),
 }
 IMAGENET = 1_281_167
-
-
-def shoal(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def figures_of(folder: Path, *arguments: str | Path) -> dict[str, Any]:
-    """Run a command and return its JSON, having checked that it ended well."""
-    path = folder / "figures.json"
-    result = shoal(*arguments, "--json", path)
-    assert result.exit_code == 0, result.output
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -332,12 +318,13 @@ def test_from_images_to_labels_by_prototype(trained: dict[str, Any], ray_session
 
 
 @pytest.mark.slow
-def test_two_workers_learn_the_same(
-    trained: dict[str, Any], photos: Path, tiny: Path, ray_session: None, tmp_path: Path
-) -> None:
-    sets = ("--set", "train.loop.workers=2")
-    found = figures_of(tmp_path, "train", photos, "--output", tmp_path / "run", "-c", tiny, *sets)
-    assert found["loss"] == pytest.approx(trained["loss"], rel=1e-5)
-    mine, theirs = (open_backbone(BackboneConfig(weights=each["backbone"])).tensors() for each in (trained, found))
+def test_two_workers_learn_the_same(photos: Path, tiny: Path, ray_session: None, tmp_path: Path) -> None:
+    sgd = ("--set", "train.loop.optimizer=sgd", "--set", "train.loop.lr=0.02")
+    alone, together = (
+        figures_of(tmp_path, "train", photos, "--output", tmp_path / str(workers), "-c", tiny, *sgd, *sets)
+        for workers, sets in ((1, ()), (2, ("--set", "train.loop.workers=2")))
+    )
+    assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    mine, theirs = (open_backbone(BackboneConfig(weights=each["backbone"])).tensors() for each in (alone, together))
     for name, value in mine.items():  # rounding turns single ReLUs on and off; test_world.py has it in float64
         torch.testing.assert_close(torch.from_numpy(value), torch.from_numpy(theirs[name]), rtol=0, atol=5e-4)
