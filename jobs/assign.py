@@ -9,7 +9,8 @@ from jobs.config import RunConfig
 from jobs.figures import Figures
 from jobs.steps import State, Step
 from models.errors import ShoalError
-from pipeline.cluster.assign import assign
+from pipeline.cluster.assign import AssignSummary, assign
+from pipeline.history.as_of import assign_as_of, found, moment, own_clustering
 from pipeline.progress import Progress
 from pipeline.tables.collection import Collection
 from pipeline.tables.place import Place, place
@@ -23,10 +24,13 @@ class Assign:
     artifact: str | Place | None
     name: str | None
     config: RunConfig
+    as_of: str | None = None  # a generation's number, or a date
 
     def plan(self) -> list[Step]:
         """Counts the rows, and those that came after the latest generation."""
         table = Collection.open(self.table)
+        if self.as_of is not None:
+            return [self._plan_as_of(table, self.as_of)]
         rows = table.samples.count()
         if self.artifact is not None:
             _require_folder(self.artifact)
@@ -38,13 +42,7 @@ class Assign:
 
     def run(self, on_progress: Progress) -> Figures:
         """Raises ShoalError if there is no model, or it was fitted on other embeddings."""
-        table = Collection.open(self.table)
-        name = self.name
-        if self.artifact is None:
-            name = choose(table, self.name, self.config)
-        else:
-            _require_folder(self.artifact)
-        summary = assign(table, self.artifact, name, on_progress)
+        summary = self._assigned(Collection.open(self.table), on_progress)
         return Figures(
             "assign",
             {
@@ -56,6 +54,32 @@ class Assign:
                 "seconds": summary.seconds,
             },
         )
+
+    def _assigned(self, table: Collection, on_progress: Progress) -> AssignSummary:
+        if self.as_of is not None:
+            self._refuse_artifact()
+            return assign_as_of(table, choose(table, self.name, self.config), moment(self.as_of), on_progress)
+        if self.artifact is None:
+            return assign(table, None, choose(table, self.name, self.config), on_progress)
+        _require_folder(self.artifact)
+        return assign(table, self.artifact, self.name, on_progress)
+
+    def _plan_as_of(self, table: Collection, as_of: str) -> Step:
+        self._refuse_artifact()
+        name = choose(table, self.name, self.config)
+        generation = found(table.clustering(name), moment(as_of))
+        target = own_clustering(table, name, generation)
+        latest = target.latest()
+        rows = table.samples.count()
+        new = rows - table.samples.count(version=(latest or generation).samples_version)
+        what = f"{new:,} new rows of {rows:,} as by generation {generation.generation} of {name}: {target.name}"
+        return Step("assign", what, State.TO_DO if new or latest is None else State.DONE)
+
+    def _refuse_artifact(self) -> None:
+        if self.artifact is not None:
+            raise ShoalError(
+                "--as-of takes the model of a generation, so there can be no --artifact; give one of them."
+            )
 
 
 def _require_folder(artifact: str | Place) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from jobs import lineage_commands
 from jobs.command import backbone_sets, carry_out, finish, reject_sets, run_now
 from jobs.options import NONE, BackboneOption, ConfigFile, DryRun, Json, Name, Rejects, Sets, Table
 from jobs.outcome import Missed, sentences, warn_in_sentences
@@ -176,6 +177,7 @@ def assign(
     table: Table,
     artifact: Annotated[str | None, typer.Option("--artifact", metavar="PATH", help="Fitted model to use.")] = None,
     name: Name = None,
+    as_of: lineage_commands.AsOf = None,
     config: ConfigFile = None,
     sets: Sets = NONE,
     dry_run: DryRun = False,
@@ -184,7 +186,33 @@ def assign(
     """Label new rows by the model that was fitted."""
     from jobs.assign import Assign
 
-    carry_out(lambda settings: Assign(table, artifact, name, settings), config, sets, dry_run, json)
+    carry_out(lambda settings: Assign(table, artifact, name, settings, as_of), config, sets, dry_run, json)
+
+
+@app.command()
+def recluster(
+    table: Table,
+    name: Name = None,
+    mode: Annotated[
+        str | None, typer.Option("--mode", metavar="MODE", help="auto, assign, refine or refit; auto decides by tests.")
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option("--metrics", metavar="FILE", help="Also write figures and drift for Prometheus.")
+    ] = None,
+    config: ConfigFile = None,
+    sets: Sets = NONE,
+    dry_run: DryRun = False,
+    json: Json = None,
+) -> None:
+    """Fold new rows into a clustering: same clusters, same numbers, and what changed.
+
+    Reads what came and went since the last generation, decides whether labels, a refinement or a full fit is due,
+    and says why.
+    """
+    from jobs.recluster import Recluster
+
+    sets = [*sets, *([] if mode is None else [f"recluster.mode={mode}"])]
+    carry_out(lambda settings: Recluster(table, name, metrics, settings), config, sets, dry_run, json)
 
 
 @app.command()
@@ -296,6 +324,7 @@ def bench(
         raise Missed(f"{name} misses its bar ({benchmark.bar}): {missed}.")
 
 
+lineage_commands.register(app)
 app.add_typer(config_app, name="config")
 
 

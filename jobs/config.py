@@ -23,6 +23,7 @@ from pipeline.evaluate.evaluate import EvaluateConfig
 from pipeline.extract.config import ExtractConfig
 from pipeline.ingest.decode import DecodeConfig
 from pipeline.ingest.write import ShardConfig
+from pipeline.recluster.config import ReclusterConfig
 from pipeline.train.learn_config import LearnConfig
 
 __all__ = ["ImportConfig", "RayConfig", "RunConfig", "as_yaml", "digest", "resolve"]
@@ -45,6 +46,9 @@ class RunConfig(Config):
     extract: ExtractConfig = Field(default_factory=ExtractConfig)
     imports: ImportConfig = Field(default_factory=ImportConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    recluster: ReclusterConfig = Field(
+        default_factory=ReclusterConfig, description="of `shoal recluster`, which folds in what came since"
+    )
     baseline: bool = Field(
         default=True, description="also run k-means given the true number of clusters, for comparison"
     )
@@ -77,8 +81,8 @@ def as_yaml(config: Config) -> str:
 
 
 def digest(config: RunConfig) -> str:
-    """12 hex digits that name the settings which results depend on: all but where Ray runs."""
-    settings: dict[str, Any] = config.model_dump(mode="json", exclude={"ray"})
+    """12 hex digits that name the settings which the results of a run depend on."""
+    settings: dict[str, Any] = config.model_dump(mode="json", exclude={"ray", "recluster"})
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -74,8 +74,39 @@ class Clusterer(Protocol):
         ...
 
     @property
+    def component_K(self) -> Tensor:
+        """Stable id of each component, int64: names it in every generation, whatever its index."""
+        ...
+
+    @property
+    def next_id(self) -> int:
+        """Above every id that this model or those before it gave to a component or a cluster."""
+        ...
+
+    @property
+    def hard(self) -> bool:
+        """Whether the statistics count each row in one component, so that a single row can be moved or taken out."""
+        ...
+
+    @property
+    def retained(self) -> tuple[str, ...]:
+        """Names in `tensors` that only learning needs; `load` does without them."""
+        ...
+
+    @property
     def dim(self) -> int:
         """D of the rows it takes."""
+        ...
+
+    def counted(self, x_ND: Tensor, component_N: Tensor, weight_N: Tensor | None = None) -> Stats:
+        """Statistics of rows in the components given by index, each row `weight_N` (float64) times or once.
+
+        Equals `expect` where those are the components that it finds. Raises ShoalError where rows are shared.
+        """
+        ...
+
+    def renamed(self, cluster_K: Tensor, next_id: int) -> Self:
+        """The same model with other cluster ids: component k belongs to cluster `cluster_K[k]`."""
         ...
 
     def expect(self, x_ND: Tensor, row_N: Tensor) -> Stats:

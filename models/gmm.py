@@ -1,6 +1,6 @@
 """A Gaussian mixture with full covariances as a Clusterer: expectation-maximisation with K given.
 
-Shapes: N rows, D dimensions, K components. Component k has id k. Everything inside is float64.
+Shapes: N rows, D dimensions, K components, each a cluster. Everything inside is float64.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from torch import Tensor
 from models.clusterer import Assignment, DataSummary, Stats, Update, check_dim
 from models.config import Config
 from models.gaussians import Gaussians, factorize
+from models.increment import Held, Refinement, scaled
 from models.moments import Moments, moments_of_sets, weighted_moments
 from models.neighbors import kmeans_seeds, nearest
 from models.posterior import posterior_assignment
+from models.single import AS_NUMBERED, Names, shared_rows
 
 
 class GMMConfig(Config):
@@ -63,11 +65,32 @@ class GMM:
     gaussians: Gaussians
     floor: float  # config.floor in the data's own unit of variance
     log_likelihood: float  # per row, of the pass before; -inf before the first
+    names: Names = AS_NUMBERED
 
     @property
     def id_K(self) -> Tensor:
-        """0 to K - 1."""
-        return torch.arange(len(self.log_weight_K), device=self.log_weight_K.device)
+        """0 to K - 1, until renamed."""
+        return self.names.ids(len(self.log_weight_K), self.log_weight_K.device)
+
+    @property
+    def component_K(self) -> Tensor:
+        """A cluster is one component of the same id."""
+        return self.id_K
+
+    @property
+    def next_id(self) -> int:
+        """K, until renamed."""
+        return self.names.next_id(len(self.log_weight_K))
+
+    @property
+    def hard(self) -> bool:
+        """Rows are shared by responsibility."""
+        return False
+
+    @property
+    def retained(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
 
     @property
     def dim(self) -> int:
@@ -76,11 +99,15 @@ class GMM:
 
     def expect(self, x_ND: Tensor, row_N: Tensor) -> GMMStats:
         """Moments under the rows' responsibilities. Deterministic: `row_N` is not needed."""
-        check_dim(x_ND, self.dim)
-        joint_NK = self._log_joint(x_ND)
-        evidence_N = joint_NK.logsumexp(dim=1)
-        responsibility_NK = (joint_NK - evidence_N[:, None]).exp_()
-        return GMMStats(weighted_moments(x_ND, responsibility_NK, self.gaussians.origin_D), evidence_N.sum())
+        return self._expected(x_ND, torch.ones(len(x_ND), dtype=torch.float64, device=x_ND.device))
+
+    def counted(self, x_ND: Tensor, component_N: Tensor, weight_N: Tensor | None = None) -> GMMStats:
+        """Raises ShoalError: rows are shared."""
+        raise shared_rows("Gaussian mixtures")
+
+    def renamed(self, cluster_K: Tensor, next_id: int) -> GMM:
+        """The same components under other ids, all different."""
+        return replace(self, names=Names(cluster_K.cpu(), max(next_id, self.next_id)))
 
     def maximize(self, stats: Stats, rng: torch.Generator) -> Update:
         """The weights, means and covariances of greatest expected log likelihood, each variance raised by the floor."""
@@ -89,6 +116,20 @@ class GMM:
         per_row = objective / float(stats.moments.count_K.sum())
         settled = not per_row - self.log_likelihood > self.config.tolerance  # also stops on NaN
         return Update(replace(self._fitted_to(stats.moments), log_likelihood=per_row), (), objective, settled)
+
+    def refined(self, held: Held, stats: Stats, sample_MD: Tensor, rng: torch.Generator) -> Refinement:
+        """One M-step on all rows, after which the rows at hand have the new responsibilities and all others the old.
+
+        K stays what it is. Source: Neal and Hinton (1998). Twice the cost of `expect` on the rows at hand.
+        """
+        counts = cast(GMMStats, stats)
+        model = cast(GMM, self.maximize(counts, rng).model)
+        before, after = (each._expected(held.x_ND, held.weight_N) for each in (self, model))
+        changed = counts + cast(GMMStats, scaled(before, -1.0)) + after
+        # Rows that were counted by an older model than this one may take more out than they had put in.
+        if bool((changed.moments.count_K < 0).any()):
+            changed = counts
+        return Refinement(model, changed, model.assign(held.x_ND).component_N)
 
     def assign(self, x_ND: Tensor) -> Assignment:
         """Component of greatest posterior probability; `score` is the row's log density in that component alone.
@@ -99,14 +140,22 @@ class GMM:
         return posterior_assignment(self._log_joint(x_ND), None, self.log_weight_K, self.id_K)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights and Gaussians, and the two numbers that a fit continues from."""
+        """Weights, Gaussians and ids, and the two numbers that a fit continues from."""
         return {
             "log_weight_K": self.log_weight_K,
             "origin_D": self.gaussians.origin_D,
             "mean_KD": self.gaussians.mean_KD,
             "chol_KDD": self.gaussians.chol_KDD.contiguous(),
             "floor_log_likelihood": torch.tensor([self.floor, self.log_likelihood], dtype=torch.float64),
+            **self.names.tensors(len(self.log_weight_K)),
         }
+
+    def _expected(self, x_ND: Tensor, weight_N: Tensor) -> GMMStats:
+        check_dim(x_ND, self.dim)
+        joint_NK = self._log_joint(x_ND)
+        evidence_N = joint_NK.logsumexp(dim=1)
+        share_NK = (joint_NK - evidence_N[:, None]).exp_().mul_(weight_N[:, None])
+        return GMMStats(weighted_moments(x_ND, share_NK, self.gaussians.origin_D), (evidence_N * weight_N).sum())
 
     def _log_joint(self, x_ND: Tensor) -> Tensor:
         return self.gaussians.log_density(x_ND).add_(self.log_weight_K)
@@ -140,4 +189,4 @@ def load(config: GMMConfig, tensors: dict[str, Tensor]) -> GMM:
     """The model that `tensors()` described."""
     floor, log_likelihood = tensors["floor_log_likelihood"].tolist()
     gaussians = Gaussians(tensors["origin_D"], tensors["mean_KD"], tensors["chol_KDD"])
-    return GMM(config, tensors["log_weight_K"], gaussians, floor, log_likelihood)
+    return GMM(config, tensors["log_weight_K"], gaussians, floor, log_likelihood, Names.from_tensors(tensors))

@@ -1,6 +1,6 @@
 """Lloyd's k-means as a Clusterer: centroids, and the additive statistics that move them.
 
-Shapes: N rows, M sampled rows, D dimensions, K clusters. Cluster k has id k.
+Shapes: N rows, M sampled rows, D dimensions, K clusters.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from torch import Tensor
 
 from models.clusterer import NOISE, Assignment, DataSummary, Stats, Update, check_dim
 from models.config import Config
+from models.increment import Held, Refinement
 from models.neighbors import kmeans_seeds, squared_distances
+from models.single import AS_NUMBERED, Names
+
+_TIE = 1e-12  # relative; two squared distances that agree so far are equal
+_EMPTY = 1e-9  # rows: what is left by rounding where all weighted rows of a cluster were taken out
 
 
 class KMeansConfig(Config):
@@ -61,11 +66,32 @@ class KMeans:
     centroid_KD: Tensor  # float64
     variance: float  # mean squared distance of a row to its centroid, per dimension
     inertia: float  # of the pass before; inf before the first
+    names: Names = AS_NUMBERED
 
     @property
     def id_K(self) -> Tensor:
-        """0 to K - 1."""
-        return torch.arange(len(self.centroid_KD), device=self.centroid_KD.device)
+        """0 to K - 1, until renamed."""
+        return self.names.ids(len(self.centroid_KD), self.centroid_KD.device)
+
+    @property
+    def component_K(self) -> Tensor:
+        """A cluster is one component of the same id."""
+        return self.id_K
+
+    @property
+    def next_id(self) -> int:
+        """K, until renamed."""
+        return self.names.next_id(len(self.centroid_KD))
+
+    @property
+    def hard(self) -> bool:
+        """Each row counts in the nearest cluster."""
+        return True
+
+    @property
+    def retained(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
 
     @property
     def dim(self) -> int:
@@ -75,10 +101,19 @@ class KMeans:
     def expect(self, x_ND: Tensor, row_N: Tensor) -> KMeansStats:
         """Counts, sums and inertia of the cells that the rows fall into. Deterministic: `row_N` is not needed."""
         check_dim(x_ND, self.dim)
-        cluster_N = squared_distances(x_ND, self.centroid_KD).argmin(dim=1)
-        count_K = torch.bincount(cluster_N, minlength=len(self.centroid_KD)).double()
-        sum_KD = torch.zeros_like(self.centroid_KD).index_add_(0, cluster_N, x_ND.double())
-        return KMeansStats(count_K, sum_KD, self._squared_distance_to(x_ND, cluster_N).sum())
+        return self.counted(x_ND, squared_distances(x_ND, self.centroid_KD).argmin(dim=1))
+
+    def counted(self, x_ND: Tensor, component_N: Tensor, weight_N: Tensor | None = None) -> KMeansStats:
+        """Counts, sums and inertia of the rows in these clusters, nearest or not."""
+        check_dim(x_ND, self.dim)
+        weight_N = torch.ones_like(component_N, dtype=torch.float64) if weight_N is None else weight_N.double()
+        count_K = torch.zeros_like(self.centroid_KD[:, 0]).index_add_(0, component_N, weight_N)
+        sum_KD = torch.zeros_like(self.centroid_KD).index_add_(0, component_N, x_ND.double() * weight_N[:, None])
+        return KMeansStats(count_K, sum_KD, (self._squared_distance_to(x_ND, component_N) * weight_N).sum())
+
+    def renamed(self, cluster_K: Tensor, next_id: int) -> KMeans:
+        """The same centroids under other ids, all different."""
+        return replace(self, names=Names(cluster_K.cpu(), max(next_id, self.next_id)))
 
     def maximize(self, stats: Stats, rng: torch.Generator) -> Update:
         """Each centroid moves to the mean of its rows; an empty cluster keeps its centroid, so K never changes."""
@@ -91,6 +126,26 @@ class KMeans:
         settled = not self.inertia - inertia > self.config.tolerance * inertia  # also stops on NaN
         model = replace(self, centroid_KD=centroid_KD, variance=variance, inertia=inertia)
         return Update(model, moves=(), objective=-inertia, settled=settled)
+
+    def refined(self, held: Held, stats: Stats, sample_MD: Tensor, rng: torch.Generator) -> Refinement:
+        """Centroids of all rows, with the rows at hand where they are nearest; all others stay where they were.
+
+        K stays what it is. Each round moves centroids and then rows, and the summed squared distance falls, so it ends.
+        The inertia of `stats` is about the centroids of this model, and what comes back about those of the new one. A
+        round costs O(N K D).
+        """
+        model, counts, component_N = self, cast(KMeansStats, stats), held.component_N
+        while True:
+            model, counts = model._moved(counts, rng)
+            nearest_N = squared_distances(held.x_ND, model.centroid_KD).argmin(dim=1)
+            own_N, least_N = (model._squared_distance_to(held.x_ND, each_N) for each_N in (component_N, nearest_N))
+            moves_N = least_N < own_N * (1 - _TIE)
+            if not bool(moves_N.any()):
+                return Refinement(model, counts, component_N)
+            x_nD, weight_n = held.x_ND[moves_N], held.weight_N[moves_N]
+            counts += model.counted(x_nD, nearest_N[moves_N], weight_n)
+            counts += model.counted(x_nD, component_N[moves_N], -weight_n)
+            component_N = torch.where(moves_N, nearest_N, component_N)
 
     def assign(self, x_ND: Tensor) -> Assignment:
         """Nearest and second nearest centroid; `score` is the negative squared distance to the nearest.
@@ -105,20 +160,29 @@ class KMeans:
         odds_NK = (
             (least_N1 - squared_NK) / max(2 * self.variance, 1e-300)
         ).exp()  # no variance: ties share, others get 0
-        cluster_N = nearest_N1[:, 0]
+        component_N = nearest_N1[:, 0]
         second_N = squared_NK.scatter(1, nearest_N1, torch.inf).argmin(dim=1)
         return Assignment(
-            cluster_N=cluster_N,
-            component_N=cluster_N,
+            cluster_N=self.id_K[component_N],
+            component_N=component_N,
             probability_N=odds_NK.sum(dim=1).reciprocal().float(),
-            runner_up_N=second_N if len(self.centroid_KD) > 1 else torch.full_like(cluster_N, NOISE),
-            score_N=-self._squared_distance_to(x_ND, cluster_N).float(),
+            runner_up_N=self.id_K[second_N] if len(self.centroid_KD) > 1 else torch.full_like(component_N, NOISE),
+            score_N=-self._squared_distance_to(x_ND, component_N).float(),
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Centroids, and the two numbers that a fit continues from."""
+        """Centroids and their ids, and the two numbers that a fit continues from."""
         numbers = torch.tensor([self.variance, self.inertia], dtype=torch.float64)
-        return {"centroid_KD": self.centroid_KD, "variance_inertia": numbers}
+        names = self.names.tensors(len(self.centroid_KD))
+        return {"centroid_KD": self.centroid_KD, "variance_inertia": numbers, **names}
+
+    def _moved(self, stats: KMeansStats, rng: torch.Generator) -> tuple[KMeans, KMeansStats]:
+        """Centroids at the means of their rows, and the same rows' statistics about them."""
+        empty_K = stats.count_K < _EMPTY
+        count_K, sum_KD = stats.count_K.masked_fill(empty_K, 0), stats.sum_KD.masked_fill(empty_K[:, None], 0)
+        model = cast(KMeans, self.maximize(replace(stats, count_K=count_K, sum_KD=sum_KD), rng).model)
+        inertia = model.variance * float(count_K.sum()) * self.dim
+        return replace(model, inertia=inertia), KMeansStats(count_K, sum_KD, stats.inertia.new_tensor(inertia))
 
     def _squared_distance_to(self, x_ND: Tensor, cluster_N: Tensor) -> Tensor:
         return (x_ND.double() - self.centroid_KD[cluster_N]).square().sum(dim=1)
@@ -138,4 +202,4 @@ def start(config: KMeansConfig, data: DataSummary) -> KMeans:
 def load(config: KMeansConfig, tensors: dict[str, Tensor]) -> KMeans:
     """The model that `tensors()` described."""
     variance, inertia = tensors["variance_inertia"].tolist()
-    return KMeans(config, tensors["centroid_KD"], variance, inertia)
+    return KMeans(config, tensors["centroid_KD"], variance, inertia, Names.from_tensors(tensors))

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models import triangles
+
+_WHOLE, _TRIANGLES = "second_KDD", "second_KT"
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -103,6 +107,28 @@ class Moments:
     def from_tensors(tensors: Mapping[str, Tensor], prefix: str = "") -> Moments:
         """The inverse of `tensors`, whose names may have been prefixed."""
         return Moments(*(tensors[f"{prefix}{name}"] for name in ("count_K", "sum_KD", "second_KDD")))
+
+
+def packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same with second moments as lower triangles, `second_KT`: half the bytes. For storage.
+
+    A product X'X is symmetric up to rounding, so a triangle holds the mean of both sides: what comes back is symmetric,
+    differs by rounding, and loses nothing when it is packed again. Diagonals and all else are left as they are.
+    """
+    stored = dict(tensors)
+    for name in [name for name, each in tensors.items() if name.endswith(_WHOLE) and each.ndim == 3]:
+        second_KDD = stored.pop(name)
+        second_KT = (triangles.packed(second_KDD) + triangles.packed(second_KDD.mT)) / 2
+        stored[name.removesuffix(_WHOLE) + _TRIANGLES] = second_KT
+    return stored
+
+
+def unpacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `packed`; tensors that never were are left as they are."""
+    whole = dict(tensors)
+    for name in [name for name in tensors if name.endswith(_TRIANGLES)]:
+        whole[name.removesuffix(_TRIANGLES) + _WHOLE] = triangles.unpacked(whole.pop(name), symmetric=True)
+    return whole
 
 
 def moments_of_sets(x_ND: Tensor, set_N: Tensor, num_sets: int, origin_D: Tensor, *, diagonal: bool = False) -> Moments:

@@ -166,6 +166,24 @@ BENCHMARKS = {
             "k-NN >= 0.835, linear >= 0.875, k-means NMI >= 0.63 and ACC >= 0.64; training <= 20 minutes on 2 cores",
             _later("swav_fashion.run"),
         ),
+        Benchmark(
+            "recluster",
+            "shoal recluster after 1 % more rows against a full refit, 10^6 x 64 generated rows of 500 Gaussians",
+            "CPU <= 0.03 and bytes read <= 0.02 of the refit's; <= 0.10 with births among 5 of 500, which are found",
+            _later("recluster.run"),
+        ),
+        Benchmark(
+            "recluster-stream",
+            "increments against the truth, a full refit and one pass: MNIST with two unseen digits, drifting clusters",
+            "both digits found, ids kept by >= 0.995, NMI within 0.01; events as generated; statistics to 1e-9",
+            _later("recluster_stream.run"),
+        ),
+        Benchmark(
+            "recluster-kills",
+            "shoal recluster killed 20 times over ten increments and run again against the same left in peace",
+            "every generation holds together after every kill; the same rows, clusters and events in the end",
+            _later("recluster_kills.run"),
+        ),
     )
 }
 

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import Formatter, FuncFormatter, MaxNLocator
 
+from jobs.report.change import EXPECTED_LOW, GenerationLine
 from jobs.report.colours import NOISE_COLOUR
 from jobs.report.data import MapPoints, Pass
 
@@ -102,6 +103,40 @@ def history_chart(history: Sequence[Pass], label: str) -> Markup:
         below.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
         figure.align_ylabels()
         return _svg(figure, label)
+
+
+def generations_chart(lines: Sequence[GenerationLine], label: str) -> Markup:
+    """Clusters over generations, above the share of low scores in what arrived and the new clusters, where known."""
+    low = {line.number: 100 * line.low_fraction for line in lines if line.low_fraction is not None}
+    new = {line.number: 1_000 * line.new_rate for line in lines if line.new_rate is not None}
+    bars = [(name, values) for name, values in (("low scores, %", low), ("new per 1,000", new)) if values]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=_inches(1_080, 110 * len(bars) + 150), layout="constrained")
+        first, *others = np.atleast_1d(figure.subplots(1 + len(bars), sharex=True))
+        clusters = {line.number: line.clusters for line in lines}
+        first.step(list(clusters), list(clusters.values()), where="mid", color=_ACCENT, linewidth=2)
+        _stacked(first, "clusters", max(clusters.values()))
+        for axes, (name, values) in zip(others, bars, strict=True):
+            axes.bar(list(values), list(values.values()), width=0.6, color=_ACCENT, linewidth=0)
+            _stacked(axes, name, max(values.values()))
+        if low:
+            others[0].axhline(100 * EXPECTED_LOW, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        last = others[-1] if others else first
+        last.set_xlim(lines[0].number - 0.6, lines[-1].number + 0.6)
+        last.set_xlabel("generation")
+        last.xaxis.set_major_locator(MaxNLocator(12, integer=True, steps=[1, 2, 5, 10]))
+        figure.align_ylabels()
+        return _svg(figure, label)
+
+
+def _stacked(axes: Axes, name: str, largest: float) -> None:
+    """One of several low panels, from zero; the axis is beside the newest, which a narrow screen shows first."""
+    axes.yaxis.tick_right()
+    axes.yaxis.set_label_position("right")
+    axes.set_ylabel(name)
+    axes.set_ylim(0, 1.1 * largest or 1)
+    axes.yaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(_Short())
 
 
 def size_chart(sizes: Mapping[int, int], colour_of: Mapping[int, str], label: str) -> Markup:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import pyarrow as pa
 
 from jobs.config import as_yaml
+from jobs.report.collect_change import change, generation_lines
 from jobs.report.data import (
     MapPoints,
     MoveRow,
@@ -22,12 +24,13 @@ from jobs.report.data import (
     ScoreRow,
     Sheet,
     Summary,
-    largest_clusters,
+    shown_clusters,
 )
 from models.errors import ShoalError
 from pipeline.cluster.published import Published, published
 from pipeline.evaluate.evaluate import EvaluateConfig, Evaluation, evaluate
 from pipeline.evaluate.exemplars import Exemplars, exemplars, map_rows
+from pipeline.history.lineage import Lineage
 from pipeline.ingest.locate import read_range
 from pipeline.progress import Progress, silent
 from pipeline.tables.collection import Collection
@@ -52,18 +55,21 @@ def collect(
     others = [each for each in table.clusterings() if each != name]
     evaluations = [evaluate(table, each, scores, on_progress) for each in (name, *others)]
     main, assigned = evaluations[0], found.assigned()
-    sizes = main.geometry.sizes
+    sizes, lineage = main.geometry.sizes, Lineage(found.clustering)
+    changed = change(found, lineage, on_progress)
     return ReportData(
         title=f"{len(sizes)} clusters in {assigned.num_rows:,} images",
         created_at=found.generation.created_at,
         summary=_summary(found, main),
         sizes=sizes,
-        sheets=_sheets(found, assigned, largest_clusters(sizes, config), config, on_progress),
+        sheets=_sheets(found, assigned, shown_clusters(sizes, config, changed), config, (lineage, on_progress)),
         scores=tuple(_score_row(each) for each in evaluations),
         history=_history(found),
         map=_map(found, assigned, config, on_progress),
         contingency=main.labels.contingency if main.labels else None,
         moves=_moves(found),
+        change=changed,
+        generations=generation_lines(lineage),
         rejects=_rejects(table, config),
         provenance=_provenance(found),
         config_yaml=as_yaml(found.labeller.config),
@@ -109,13 +115,19 @@ def _history(found: Published) -> tuple[Pass, ...]:
 
 
 def _sheets(
-    found: Published, assigned: pa.Table, clusters: list[int], config: ReportConfig, on_progress: Progress
+    found: Published,
+    assigned: pa.Table,
+    clusters: list[int],
+    config: ReportConfig,
+    asked: tuple[Lineage, Progress],
 ) -> tuple[Sheet, ...]:
+    lineage, on_progress = asked
     born = {row["cluster"]: row for row in found.clustering.clusters(found.generation).to_pylist()}
+    since = lineage.first_seen(found.generation.generation)
     sheets = []
     with ThreadPoolExecutor(_READERS) as readers:
         for done, each in enumerate(exemplars(assigned, clusters, config.typical, config.uncertain)):
-            sheets.append(_sheet(each, born[each.cluster], readers))
+            sheets.append(replace(_sheet(each, born[each.cluster], readers), since=since.get(each.cluster)))
             on_progress("contact sheets", done + 1, len(clusters))
     return tuple(sheets)
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from jobs.report.change import Change, GenerationLine, is_new
 from models.config import Config
 
 if TYPE_CHECKING:  # scikit-learn is slow to import, and a report computes no score
@@ -30,6 +31,8 @@ class ReportConfig(Config):
     map_rows: int = Field(default=3_000, ge=0)
     max_rejects: int = Field(default=100, ge=0)  # rows of the table; the counts are of all
     max_moves: int = Field(default=100, ge=0)
+    max_changes: int = Field(default=40, ge=0)  # rows of each table of what changed
+    max_generations: int = Field(default=100, ge=0)
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,7 @@ class Sheet:
     mean_probability: float | None = None
     event: str | None = None  # born, kept, split, merged
     parents: tuple[int, ...] = ()
+    since: int | None = None  # the generation that first had it
     majority_label: str | None = None
     purity: float | None = None  # share of labelled rows with the majority label
 
@@ -167,11 +171,23 @@ class ReportData:
     map: MapPoints | None = None
     contingency: Contingency | None = None
     moves: tuple[MoveRow, ...] = ()  # oldest first
+    change: Change | None = None  # None for a fresh fit
+    generations: tuple[GenerationLine, ...] = ()  # oldest first
     rejects: tuple[RejectRow, ...] = ()
     provenance: Mapping[str, str] = field(default_factory=dict)  # versions, digests, by name
     config_yaml: str = ""
 
 
 def largest_clusters(sizes: Mapping[int, int], config: ReportConfig) -> list[int]:
-    """The clusters that get a contact sheet: the `config.max_clusters` largest, in that order; ties by id."""
+    """The `config.max_clusters` largest clusters, in that order; ties by id."""
     return sorted(sizes, key=lambda cluster: (-sizes[cluster], cluster))[: config.max_clusters]
+
+
+def shown_clusters(sizes: Mapping[int, int], config: ReportConfig, change: Change | None = None) -> list[int]:
+    """The clusters that get a contact sheet, largest first: the largest, but new ones have a quarter of the places."""
+    new = {each.cluster for each in change.fates if is_new(each)} if change else set()
+    first = largest_clusters({cluster: sizes[cluster] for cluster in new & set(sizes)}, config)
+    first = first[: config.max_clusters // 4]
+    others = largest_clusters({cluster: size for cluster, size in sizes.items() if cluster not in first}, config)
+    chosen = first + others[: config.max_clusters - len(first)]
+    return largest_clusters({cluster: sizes[cluster] for cluster in chosen}, config)

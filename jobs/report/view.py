@@ -12,8 +12,10 @@ from typing import Any
 from markupsafe import Markup
 
 from jobs.report import charts, wording
+from jobs.report.change import EXPECTED_LOW, Happened
+from jobs.report.change_view import AT_ONCE, change_view, timeline, told
 from jobs.report.colours import NOISE_COLOUR, colours
-from jobs.report.data import Picture, ReportConfig, ReportData, ScoreRow, Sheet, Summary, largest_clusters
+from jobs.report.data import Picture, ReportConfig, ReportData, ScoreRow, Sheet, Summary, shown_clusters
 from jobs.report.sheets import Thumbnail, thumbnail
 from jobs.report.tables import columns, count_table, moves_view
 
@@ -34,10 +36,11 @@ class Charts:
     map: Markup | None = None
     sizes: Markup | None = None
     history: Markup | None = None
+    generations: Markup | None = None
 
     @property
     def drawn(self) -> bool:
-        """Whether there is any."""
+        """Whether there is any for the overview."""
         return any((self.map, self.sizes, self.history))
 
 
@@ -69,14 +72,7 @@ class SheetView:
     share: float  # of all images
     typical: list[PictureView]
     uncertain: list[PictureView]
-
-    @property
-    def origin(self) -> str | None:
-        """Where the cluster came from, when that is news."""
-        if self.sheet.event is None or self.sheet.event in ("born", "kept"):
-            return None
-        parents = wording.cluster_list(self.sheet.parents)
-        return f"{self.sheet.event} from {parents}" if parents else self.sheet.event
+    fate: str  # what became of the cluster in this generation, when that is news
 
 
 def view(data: ReportData, config: ReportConfig) -> dict[str, Any]:
@@ -92,10 +88,15 @@ def view(data: ReportData, config: ReportConfig) -> dict[str, Any]:
         "table": count_table(data.contingency) if data.contingency and data.contingency.labels else None,
         "colour_of": colour_of,
         "sheets": sheets,
-        "shown": {sheet.sheet.cluster for sheet in sheets},
+        "shown": {sheet.sheet.cluster: sheet for sheet in sheets},
+        "largest": shown_clusters(data.sizes, config) == shown_clusters(data.sizes, config, data.change),
         "pictures": any(item.thumbnail for item in pictures),
         "strays": any(item.stray for item in pictures),
         "moves": moves_view(data.moves, config.max_moves) if data.moves else None,
+        "change": change_view(data.change, config.max_changes) if data.change else None,
+        "expected_low": EXPECTED_LOW,
+        "at_once": AT_ONCE,
+        "timeline": timeline(data.generations, config.max_generations) if len(data.generations) > 1 else None,
         "rejected": sum(data.summary.rejects.values()),
         "rejects": data.rejects[: config.max_rejects],
         "reasons": sorted(data.summary.rejects.items(), key=lambda item: (-item[1], item[0])),
@@ -157,13 +158,17 @@ def _charts(data: ReportData, colour_of: dict[int, str], linked: list[int]) -> C
         low, high = min(data.sizes.values()), max(data.sizes.values())
         label = f"Sizes of {wording.counted(len(data.sizes), 'cluster')}, from {low:,} to {high:,} images"
         drawn = replace(drawn, sizes=charts.size_chart(data.sizes, colour_of, label))
+    if len(data.generations) > 1:
+        label = f"Clusters and what arrived, over {wording.counted(len(data.generations), 'generation')}"
+        drawn = replace(drawn, generations=charts.generations_chart(data.generations, label))
     return drawn
 
 
 def _sheets(data: ReportData, config: ReportConfig, colour_of: dict[int, str]) -> list[SheetView]:
+    fates = _fates(data)
     by_cluster = {sheet.cluster: sheet for sheet in data.sheets}
     sizes = {cluster: sheet.size for cluster, sheet in by_cluster.items()}
-    ordered = [by_cluster[cluster] for cluster in largest_clusters(sizes, config)]
+    ordered = [by_cluster[cluster] for cluster in shown_clusters(sizes, config, data.change)]
     return [
         SheetView(
             sheet=sheet,
@@ -171,9 +176,19 @@ def _sheets(data: ReportData, config: ReportConfig, colour_of: dict[int, str]) -
             share=sheet.size / max(data.summary.images, 1),
             typical=[_picture(item, sheet, config) for item in sheet.typical[: config.typical]],
             uncertain=[_picture(item, sheet, config) for item in sheet.uncertain[: config.uncertain]],
+            fate=fates.get(sheet.cluster, ""),
         )
         for sheet in ordered
     ]
+
+
+def _fates(data: ReportData) -> dict[int, str]:
+    """What became of each cluster; in a fresh fit it is no news that one was born."""
+    if data.change is not None:
+        events: Sequence[Happened] = data.change.fates
+    else:
+        events = [sheet for sheet in data.sheets if sheet.event != "born"]
+    return {cluster: str(story) for cluster, story in told(events).items()}
 
 
 def _picture(picture: Picture, sheet: Sheet, config: ReportConfig) -> PictureView:

@@ -49,11 +49,11 @@ def number(value: float | None) -> str:
     return text.replace("-", "−")
 
 
-def signed(value: float | None) -> str:
-    """A log ratio, whose sign is the message."""
+def signed(value: float | None, digits: int = 1) -> str:
+    """A log ratio or a difference, whose sign is the message."""
     if value is None or not math.isfinite(value):
         return number(value)
-    return f"{value:+,.1f}".replace("-", "−")
+    return f"{value:+,.{digits}f}".replace("-", "−")
 
 
 def percent(share: float | None, digits: int = 1) -> str:

@@ -233,6 +233,26 @@ class AutoencodedDeepDPM:
         return self.clusters.id_K
 
     @property
+    def component_K(self) -> Tensor:
+        """As the clustering of the codes."""
+        return self.clusters.component_K
+
+    @property
+    def next_id(self) -> int:
+        """As the clustering of the codes."""
+        return self.clusters.next_id
+
+    @property
+    def hard(self) -> bool:
+        """As the clustering of the codes."""
+        return self.clusters.hard
+
+    @property
+    def retained(self) -> tuple[str, ...]:
+        """As the clustering of the codes."""
+        return tuple(f"clusters.{name}" for name in self.clusters.retained)
+
+    @property
     def dim(self) -> int:
         """D of the rows, not of the codes."""
         return len(self.encoder["origin_D"])
@@ -241,10 +261,18 @@ class AutoencodedDeepDPM:
         """Statistics of the rows' codes."""
         return self.clusters.expect(self._encode(x_ND), row_N)
 
+    def counted(self, x_ND: Tensor, component_N: Tensor, weight_N: Tensor | None = None) -> Stats:
+        """Raises ShoalError: rows are shared."""
+        return self.clusters.counted(x_ND, component_N, weight_N)
+
+    def renamed(self, cluster_K: Tensor, next_id: int) -> AutoencodedDeepDPM:
+        """The same clusters under other ids."""
+        return replace(self, clusters=self.clusters.renamed(cluster_K, next_id))
+
     def maximize(self, stats: Stats, rng: torch.Generator) -> Update:
         """As DeepDPM; the encoder stays as it is."""
         update = self.clusters.maximize(stats, rng)
-        model = AutoencodedDeepDPM(self.config, cast(DeepDPM, update.model), self.encoder)
+        model = replace(self, clusters=cast(DeepDPM, update.model))
         return Update(model, update.moves, update.objective, update.settled)
 
     def assign(self, x_ND: Tensor) -> Assignment:

@@ -19,8 +19,11 @@ from models.deepdpm.mixture import Mixture
 from models.deepdpm.search import part, prefixed
 from models.deepdpm.statistics import largest
 from models.dpm.prior import NIW
+from models.errors import ShoalError
+from models.increment import Held, Refinement
 from models.moments import Moments, sparse_moments
 from models.posterior import posterior_assignment
+from models.single import shared_rows
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,32 @@ class DeepDPM:
     mixture: Mixture
     net: Mapping[str, Tensor]
     objective: float = -math.inf
+    floor: int = 0  # ids below were given before
 
     @property
     def id_K(self) -> Tensor:
         """Stable ids; the larger child of a split keeps its parent's."""
         return self.mixture.id_K
+
+    @property
+    def component_K(self) -> Tensor:
+        """A cluster is one component of the same id."""
+        return self.mixture.id_K
+
+    @property
+    def next_id(self) -> int:
+        """Above the ids of clusters that are and that were."""
+        return max(self.floor, 1 + int(self.mixture.id_K.max()))
+
+    @property
+    def hard(self) -> bool:
+        """Rows are shared by responsibility."""
+        return False
+
+    @property
+    def retained(self) -> tuple[str, ...]:
+        """The networks: the mixture labels rows."""
+        return tuple(prefixed("net.", self.net))
 
     @property
     def dim(self) -> int:
@@ -76,6 +100,19 @@ class DeepDPM:
         origin_D = self.prior.mean_D.to(x_ND.device)
         clusters = sparse_moments(x_ND, row_E, cluster_E, weight_E, len(self.id_K), origin_D)
         return MixtureStats(clusters, joint_NK.logsumexp(dim=1).sum())
+
+    def counted(self, x_ND: Tensor, component_N: Tensor, weight_N: Tensor | None = None) -> MixtureStats:
+        """Raises ShoalError: rows are shared."""
+        raise shared_rows("DeepDPM's clusters")
+
+    def renamed(self, cluster_K: Tensor, next_id: int) -> DeepDPM:
+        """The same clusters under other ids, all different."""
+        mixture = replace(self.mixture, id_K=cluster_K.cpu())
+        return replace(self, mixture=mixture, floor=max(next_id, self.next_id))
+
+    def refined(self, held: Held, stats: Stats, sample_MD: Tensor, rng: torch.Generator) -> Refinement:
+        """Raises ShoalError: moves need the networks, which a trainer tunes."""
+        raise ShoalError("DeepDPM's clusters are refined by tuning its networks, not from statistics; tune them.")
 
     def maximize(self, stats: Stats, rng: torch.Generator) -> Update:
         """The posterior mode given the responsibilities; the objective is the log likelihood before."""
@@ -99,11 +136,13 @@ class DeepDPM:
             **prefixed("mixture.", self.mixture.tensors()),
             **prefixed("net.", self.net),
             "objective": torch.tensor(self.objective, dtype=torch.float64),
+            "next_id": torch.tensor(self.next_id),
         }
 
 
 def load(config: DeepDPMConfig, tensors: dict[str, Tensor]) -> DeepDPM:
-    """The model that `tensors()` described."""
+    """The model that `tensors()` described, with or without its networks; earlier versions kept no `next_id`."""
     prior = NIW.from_tensors(part("prior.", tensors))
     mixture = Mixture.from_tensors(prior.mean_D, part("mixture.", tensors))
-    return DeepDPM(config, prior, mixture, part("net.", tensors), float(tensors["objective"]))
+    floor = int(tensors["next_id"]) if "next_id" in tensors else 0
+    return DeepDPM(config, prior, mixture, part("net.", tensors), float(tensors["objective"]), floor)

@@ -156,7 +156,7 @@ class DeepDPMObjective:
     def clusterer(self, net: nn.Module) -> DeepDPM:
         """The mixture, with a copy of the networks."""
         tensors = {name: value.detach().cpu().clone() for name, value in net.state_dict().items()}
-        return DeepDPM(self.config, self.search.prior, self.search.mixture, tensors)
+        return DeepDPM(self.config, self.search.prior, self.search.mixture, tensors, floor=self.search.next_id)
 
     def _statistics(self, net: DeepDPMNet, passes: Passes) -> NetStats:
         origin_D, candidates = self.search.prior.mean_D, self.config.candidates

@@ -20,10 +20,10 @@ Shapes: K components, M sampled rows, D dimensions, P pairs of components, G clu
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -31,14 +31,13 @@ from pydantic import Field
 from torch import Tensor
 
 from models.config import Config
+from models.dpm.forest import Forest, Link, Links, between
+from models.dpm.overlap import bhattacharyya, compared_pairs, covariances, lifted
+from models.dpm.regrouping import Groups, Holds
 from models.dpm.spread import blur, width
 from models.dpm.valley import SampledGroups
-from models.gaussians import Gaussians, deviations, factorize, log_determinant
-from models.neighbors import nearest_centroids_of
+from models.gaussians import Gaussians
 
-_ALL_PAIRS = 64  # components up to which every pair is compared
-_NEIGHBORS = 8  # nearest others that a component is compared with beyond that; farther overlaps count as 0
-_CHUNK = 2**21  # floats of one temporary, 16 MB
 _LEAST_WEIGHT = 1e-300
 
 
@@ -92,238 +91,136 @@ class Grouping:
     cluster_K: Tensor  # int64, 0 .. G-1 in order of the clusters' smallest components
     joins: tuple[Join, ...]
     resolution: float  # h, in the data's unit
+    held_K: Tensor  # int64, smallest component of the group that each was in before the first join
+
+    @staticmethod
+    def of(held_K: Tensor, joins: Sequence[Join], resolution: float) -> Grouping:
+        """Clusters after the joins that are applied."""
+        applied = [join for join in joins if join.applied]
+        return Grouping(_clusters(held_K, applied), tuple(joins), resolution, held_K)
 
     def cut(self, joins: int) -> Tensor:
         """Clusters after so many joins, (K,) int64: fewer than were applied is finer, more is coarser."""
-        name_K = _names(len(self.cluster_K), self.joins[: max(joins, 0)])
-        cluster_K: Tensor = torch.unique(name_K, return_inverse=True)[1]
-        return cluster_K
-
-
-@dataclass(frozen=True, order=True)
-class _Link:
-    """What two groups share: log of the summed overlaps, and the shallowest valley between two of their components."""
-
-    overlap: float
-    valley: float = 0.0
-
-    def __add__(self, other: _Link) -> _Link:
-        high, low = max(self.overlap, other.overlap), min(self.overlap, other.overlap)
-        overlap = high + math.log1p(math.exp(low - high)) if low > -math.inf else high
-        return _Link(overlap, min(self.valley, other.valley))
-
-
-_Links = dict[tuple[int, int], _Link]  # smaller name first
-
-
-@dataclass(frozen=True, order=True)
-class _Offer:
-    """A pair of groups that may be joined, in the order in which pairs are."""
-
-    rank: tuple[float, float]  # height up to rounding, then weight of the smaller group
-    left: int
-    right: int
-    height: float
-    measured: bool  # otherwise the height may be more
-    link: _Link
-
-
-@dataclass
-class _Forest:
-    """Groups under agglomeration: the pair of the least height is joined first, then what it was linked to is measured
-    anew. Among equal heights (often 0: no valley at all) the smallest group goes first, so that the order of components
-    decides nothing, and small groups find their own before large ones have grown over them.
-
-    A pair is measured when `least`, a lower bound of its height, comes first.
-    """
-
-    weight: list[float]
-    least: Callable[[int, int, _Link], float]
-    height: Callable[[int, int, _Link], float]
-    merge: Callable[[int, int], None] = lambda i, j: None
-    near: dict[int, dict[int, _Offer]] = field(default_factory=dict)
-    queue: list[_Offer] = field(default_factory=list)
-
-    def offer(self, i: int, j: int, link: _Link, height: float | None = None) -> None:
-        """Queue a pair of groups, at its measured height if given, in place of any earlier offer of the same."""
-        left, right = min(i, j), max(i, j)
-        at = self.least(left, right, link) if height is None else height
-        rank = (round(at, 9), min(self.weight[left], self.weight[right]))
-        new = _Offer(rank, left, right, at, height is not None, link)
-        self.near.setdefault(left, {})[right] = self.near.setdefault(right, {})[left] = new
-        heapq.heappush(self.queue, new)
-
-    def joins(self, highest: float) -> Iterator[tuple[int, int, float]]:
-        """Join until the least height is above `highest` or no link is left."""
-        while self.queue:
-            best = heapq.heappop(self.queue)
-            left, right = best.left, best.right
-            if self.near.get(left, {}).get(right) is not best:
-                continue  # offered anew since, or gone
-            if best.height > highest:
-                return
-            if not best.measured:
-                self.offer(left, right, best.link, self.height(left, right, best.link))
-                continue
-            yield left, right, best.height
-            self.join(left, right)
-
-    def join(self, left: int, right: int) -> None:
-        """Make `right` part of `left`; whatever was linked to either is linked to both."""
-        self.merge(left, right)
-        self.weight[left] += self.weight[right]
-        mine, theirs = self.near.pop(left), self.near.pop(right)
-        del mine[right], theirs[left]
-        for other in sorted(mine.keys() | theirs.keys()):
-            self.near[other].pop(right, None)
-            links = [near[other].link for near in (mine, theirs) if other in near]
-            self.offer(left, other, links[0] + links[1] if len(links) > 1 else links[0])
+        return _clusters(self.held_K, self.joins[: max(joins, 0)])
 
 
 def grouped(
-    weight_K: Tensor, gaussians: Gaussians, x_MD: Tensor, component_M: Tensor, config: GroupingConfig
+    weight_K: Tensor,
+    gaussians: Gaussians,
+    x_MD: Tensor,
+    component_M: Tensor,
+    config: GroupingConfig,
+    holds: Holds | None = None,
 ) -> Grouping:
-    """Group a mixture's components into clusters.
+    """Group a mixture's components into clusters; with `holds` those that may be, on the terms of `regrouping`.
 
     `x_MD` is a uniform sample of the rows in the data's coordinates, and `component_M` their components; 65,536 rows
     are plenty. Where a component has more than `config.rows` of them, its first ones are projected, and only thus does
     the order of rows count. Otherwise deterministic, and up to naming independent of the order of the components;
-    independent of rotation, shift and unit of the data up to rounding. Wide components (`config.wide`) stay apart.
+    independent of rotation, shift and unit of the data up to rounding. Wide components (`config.wide`) stay apart, or
+    where they were.
 
     Up to 64 components every pair is compared, O(K^2 D^3) time; beyond, each with its 8 nearest, O(K^2 D + K D^3), and
     the tree may end in several groups that nothing links. Valleys cost O(D^3 + n (D + log n)) for each pair that
-    overlaps, n its projected rows. Memory: two K x D x D arrays (one K x D where covariances are diagonal) and chunks.
-    Runs on the processor; never raises for components that are equal, flat or without rows.
+    overlaps, n its projected rows. Pairs of which neither is free cost nothing. Memory: two K x D x D arrays (one
+    K x D where covariances are diagonal) and chunks. Runs on the processor; never raises for components that are
+    equal, flat or without rows.
     """
-    weight_K, mean_KD, covariance = weight_K.cpu().double().clamp_min(_LEAST_WEIGHT), *_moments(gaussians.to("cpu"))
-    weight_K = weight_K / weight_K.sum()
+    weight_K, gaussians = weight_K.cpu().double().clamp_min(_LEAST_WEIGHT), gaussians.to("cpu")
+    holds = (holds or Holds.none(len(weight_K))).to("cpu")
+    weight_K, mean_KD, covariance = weight_K / weight_K.sum(), gaussians.mean_KD, covariances(gaussians)
     if config.wide <= width(weight_K, mean_KD, covariance) < 1:
-        return Grouping(torch.arange(len(weight_K)), (), 0.0)
+        return Grouping.of(holds.named(torch.ones_like(holds.free_K)), (), 0.0)
     variance = config.resolution * blur(weight_K, mean_KD, covariance)
-    pair_P2 = _pairs(mean_KD)
-    sharp, blurred = (_links(weight_K, mean_KD, covariance, pair_P2, each) for each in (0.0, variance))
+    pair_P2 = compared_pairs(mean_KD)
+    pair_P2 = pair_P2[holds.free_K[pair_P2].any(dim=1)]
+    used_k, place_P2 = torch.unique(pair_P2, return_inverse=True)
+    mean_kD, covariance = mean_KD[used_k], lifted(covariance[used_k])
+    sharp, blurred = (
+        _links(weight_K, pair_P2, bhattacharyya(mean_kD, covariance, place_P2, each)) for each in (0.0, variance)
+    )
     del covariance  # as large as the moments that valleys need
     rows = SampledGroups.of(x_MD.cpu(), component_M.cpu(), weight_K, config.rows)
-    joins = _continuity(weight_K, sharp, rows, config)
-    joins += _shade(weight_K, blurred, joins, config.bound)
-    whole = Grouping(torch.arange(len(weight_K)), tuple(joins), math.sqrt(variance))
-    return Grouping(whole.cut(sum(join.applied for join in joins)), whole.joins, whole.resolution)
+    groups = Groups.of(weight_K, holds)
+    held_K = groups.name_K.clone()
+    touching = _touching(sharp, weight_K.tolist(), groups, rows, config)
+    for k in torch.nonzero(torch.isin(held_K, held_K[used_k])).flatten().tolist():
+        rows.join(int(held_K[k]), k)
+    return Grouping.of(held_K, _joins(touching, blurred, groups, rows, config), math.sqrt(variance))
 
 
-def bhattacharyya(mean_KD: Tensor, covariance: Tensor, pair_P2: Tensor, variance: float = 0.0) -> Tensor:
-    """Bhattacharyya distance of pairs of Gaussians, (P,), that is -log of the integral of sqrt(p q) (1943).
-
-    (m - n)' S^-1 (m - n) / 8 + log(|S| / sqrt(|A| |B|)) / 2, where S = (A + B) / 2; `variance` is added to every
-    covariance, and covariances (K, D) are diagonal. O(P D^3) time, or O(P D).
-    """
-    size = max(1, _CHUNK // covariance[0].numel())
-    root_K = torch.cat([log_determinant(_factors(_blurred(each, variance))) for each in covariance.split(size)]) / 2
-    distances = [
-        _distances(mean_KD, root_K, _blurred((covariance[left] + covariance[right]) / 2, variance), left, right)
-        for left, right in (chunk.unbind(dim=1) for chunk in pair_P2.split(size))
-    ]
-    return torch.cat([*distances, mean_KD.new_empty(0)])
-
-
-def _distances(mean_KD: Tensor, root_K: Tensor, middle: Tensor, left_P: Tensor, right_P: Tensor) -> Tensor:
-    factor, gap_PD = _factors(middle), mean_KD[right_P] - mean_KD[left_P]
-    if factor.ndim == 2:
-        white_PD = gap_PD / factor
-    else:
-        white_PD = torch.linalg.solve_triangular(factor, gap_PD[..., None], upper=False)[..., 0]
-    distance_P = white_PD.square().sum(dim=1) / 8 + (log_determinant(factor) - root_K[left_P] - root_K[right_P]) / 2
-    return distance_P.clamp_min(0)
-
-
-def _factors(covariance: Tensor) -> Tensor:
-    return deviations(covariance) if covariance.ndim == 2 else factorize(covariance)
-
-
-def _blurred(covariance: Tensor, variance: float) -> Tensor:
-    if covariance.ndim == 2:
-        return covariance + variance
-    covariance = covariance.clone()
-    covariance.diagonal(dim1=-2, dim2=-1).add_(variance)
-    return covariance
-
-
-def _moments(gaussians: Gaussians) -> tuple[Tensor, Tensor]:
-    """Means about the origin and covariances, of which flat ones have the least jitter that gives them a density."""
-    covariance = gaussians.chol_KDD.square() if gaussians.diagonal else gaussians.covariance_KDD
-    if gaussians.degrees_K is not None:
-        degrees_K = gaussians.degrees_K
-        wider_K = torch.where(degrees_K > 2, degrees_K / (degrees_K - 2).clamp_min(1e-300), 1.0)
-        covariance = covariance * wider_K.view(-1, *[1] * (covariance.ndim - 1))
-    for each in covariance.split(max(1, _CHUNK // covariance[0].numel())):
-        factor = _factors(each)
-        each.copy_(factor.square() if factor.ndim == 2 else factor @ factor.mT)
-    return gaussians.mean_KD, covariance
-
-
-def _pairs(mean_KD: Tensor) -> Tensor:
-    """Pairs of components that are compared, smaller first, (P, 2)."""
-    count = len(mean_KD)
-    if count <= _ALL_PAIRS:
-        return torch.triu_indices(count, count, 1).T
-    near_KJ = nearest_centroids_of(mean_KD, _NEIGHBORS)
-    pair_P2 = torch.stack([torch.arange(count)[:, None].expand_as(near_KJ), near_KJ], dim=-1).reshape(-1, 2)
-    unique_P2: Tensor = torch.unique(pair_P2.sort(dim=1).values, dim=0)
-    return unique_P2
-
-
-def _links(weight_K: Tensor, mean_KD: Tensor, covariance: Tensor, pair_P2: Tensor, variance: float) -> _Links:
+def _links(weight_K: Tensor, pair_P2: Tensor, distance_P: Tensor) -> Links:
     """sqrt(w_i w_j) times the overlap bounds the mass that Bayes' rule confuses between two components (Kailath)."""
-    log_P = weight_K.log()[pair_P2].mean(dim=1) - bhattacharyya(mean_KD, covariance, pair_P2, variance)
-    return {(i, j): _Link(log) for (i, j), log in zip(pair_P2.tolist(), log_P.tolist(), strict=True)}
+    log_P = weight_K.log()[pair_P2].mean(dim=1) - distance_P
+    return {(i, j): Link(log) for (i, j), log in zip(pair_P2.tolist(), log_P.tolist(), strict=True)}
 
 
-def _continuity(weight_K: Tensor, links: _Links, rows: SampledGroups, config: GroupingConfig) -> list[Join]:
+def _touching(
+    links: Links, weight: Sequence[float], groups: Groups, rows: SampledGroups, config: GroupingConfig
+) -> Links:
+    """Pairs of components that overlap, with the valley between them."""
+    name, touching = groups.name_K.tolist(), Links()
+    for (i, j), link in links.items():
+        least = config.overlap * groups.factor(name[i], name[j])
+        if link.overlap - math.log(min(weight[i], weight[j])) > _log(least):
+            touching[i, j] = replace(link, valley=rows.valley(i, j))
+    return touching
+
+
+def _joins(touching: Links, blurred: Links, groups: Groups, rows: SampledGroups, config: GroupingConfig) -> list[Join]:
+    """First old clusters among themselves, as if nothing were newborn, then all; continuity before shade in both."""
+    old = [{pair: link for pair, link in links.items() if groups.old(*pair)} for links in (touching, blurred)]
+    highest = -_log(config.bound)
+    joins = _continuity(old[0], groups, rows, config.valley)
+    shade = _shade(old[1], groups, highest, to=highest)
+    for join in shade:
+        rows.join(join.left, join.right)
+    groups.settled = True
+    joins += shade + _continuity(touching, groups, rows, config.valley)
+    return joins + _shade(blurred, groups, highest, to=math.inf)
+
+
+def _continuity(links: Links, groups: Groups, rows: SampledGroups, deepest: float) -> list[Join]:
     """Join, shallowest valley first, groups that touch: neither some pair of their components that overlaps nor the
     groups as a whole may have a valley. The pair keeps concentric rings apart, the whole keeps a bridge from chaining.
     """
-    weight = weight_K.tolist()
-    forest = _Forest(
-        weight, lambda i, j, link: link.valley, lambda i, j, link: max(link.valley, rows.valley(i, j)), rows.join
-    )
-    for (i, j), link in links.items():
-        if link.overlap - math.log(min(weight[i], weight[j])) > _log(config.overlap):
-            depth = rows.valley(i, j)
-            forest.offer(i, j, replace(link, valley=depth), depth)
-    return [Join(i, j, "continuity", height, applied=True) for i, j, height in forest.joins(config.valley)]
+
+    def height(i: int, j: int, link: Link) -> float:
+        alone = groups.size[i] == groups.size[j] == 1
+        return link.valley if alone else max(link.valley, rows.valley(i, j))
+
+    forest = Forest(groups, lambda i, j, link: link.valley, height, operator.mul)
+    joins = []
+    for i, j, depth, _ in forest.joins(between(links, groups.name_K), deepest):
+        rows.join(i, j)
+        joins.append(Join(i, j, "continuity", depth, applied=True))
+    return joins
 
 
-def _shade(weight_K: Tensor, links: _Links, joins: list[Join], bound: float) -> list[Join]:
+def _shade(links: Links, groups: Groups, highest: float, to: float) -> list[Join]:
     """Join, highest first, groups by the sum of their components' overlaps over the smaller group's weight: a bound of
-    the share of its rows that cannot be told from the larger group. Goes on until nothing is linked; joins from the
-    first below `bound` on are not applied.
+    the share of its rows that cannot be told from the larger group. Joins from the first above `highest` on, minus the
+    log of that bound, are not applied; they go on up to `to`.
     """
-    name_K = _names(len(weight_K), joins)
-    weight, name = torch.zeros_like(weight_K).index_add_(0, name_K, weight_K).tolist(), name_K.tolist()
-    shared: _Links = {}
-    for (i, j), link in links.items():
-        pair = (min(name[i], name[j]), max(name[i], name[j]))
-        if pair[0] != pair[1]:
-            shared[pair] = shared[pair] + link if pair in shared else link
 
-    def height(i: int, j: int, link: _Link) -> float:
-        return _log(min(weight[i], weight[j])) - link.overlap
+    def height(i: int, j: int, link: Link) -> float:
+        return _log(min(groups.weight[i], groups.weight[j])) - link.overlap
 
-    forest = _Forest(weight, height, height)
-    for (i, j), link in shared.items():
-        forest.offer(i, j, link)
+    forest = Forest(groups, height, height, lambda height, factor: height + math.log(factor))
     shade: list[Join] = []
-    for i, j, high in forest.joins(math.inf):
-        applied = (not shade or shade[-1].applied) and high <= -_log(bound)
+    for i, j, high, level in forest.joins(between(links, groups.name_K), to):
+        applied = (not shade or shade[-1].applied) and level <= highest
         shade.append(Join(i, j, "shade", high, applied))
     return shade
 
 
-def _names(count: int, joins: Sequence[Join]) -> Tensor:
-    """Smallest component of every component's group after the joins, (K,)."""
-    name_K = torch.arange(count)
+def _clusters(held_K: Tensor, joins: Sequence[Join]) -> Tensor:
+    """Clusters after the joins, (K,), in order of their smallest components."""
+    name_K = held_K.clone()
     for join in joins:
         name_K[name_K == join.right] = join.left
-    return name_K
+    cluster_K: Tensor = torch.unique(name_K, return_inverse=True)[1]
+    return cluster_K
 
 
 def _log(value: float) -> float:

@@ -20,17 +20,19 @@ from torch import Tensor
 
 from models.clusterer import Assignment, DataSummary, Move, Stats, Update, check_dim
 from models.dpm.config import DPMConfig
+from models.dpm.counting import counted_sets
 from models.dpm.grouping import GroupingConfig, grouped
 from models.dpm.population import Population, newborn
 from models.dpm.prior import fitted_prior, prior_from
-from models.dpm.sweep import Sums, next_population
+from models.dpm.sweep import Sums, next_population, wholes
 from models.gaussians import Gaussians
+from models.increment import Held, Refinement
 from models.moments import Moments, moments_of_sets
 from models.neighbors import cells, nearest
 from models.posterior import best_two, posterior_assignment
 
-_GROUP_ROWS = 16_384  # of the sample, in which components are grouped
-_WHY = {
+GROUP_ROWS = 16_384  # of the sample, in which components are grouped
+JOINED = {
     "continuity": "components of one cluster: they overlap, and the valley between them is {:.2f} nats deep",
     "shade": "components of one cluster: at this resolution the smaller is part of the larger ({:.2f} nats)",
 }
@@ -84,6 +86,26 @@ class DPM:
         return self.population.id_K if self.cluster_K is None else self.cluster_K
 
     @property
+    def component_K(self) -> Tensor:
+        """Stable ids of components."""
+        return self.population.id_K
+
+    @property
+    def next_id(self) -> int:
+        """Above every id of a component or a cluster; they share one counter."""
+        return max(self.population.next_id, 1 + int(self.id_K.max()))
+
+    @property
+    def hard(self) -> bool:
+        """True: a row counts in its most probable component alone."""
+        return True
+
+    @property
+    def retained(self) -> tuple[str, ...]:
+        """The sample, in which components are grouped when the mixture has changed."""
+        return ("sample_MD",)
+
+    @property
     def dim(self) -> int:
         """D."""
         return self.population.prior.dim
@@ -98,6 +120,48 @@ class DPM:
         sets = count + len(self.population.trial_J)
         origin_D = prior.mean_D.to(x_ND.device)
         return DPMStats(moments_of_sets(x_ND, set_N, sets, origin_D, diagonal=prior.diagonal), runner_up_K)
+
+    def counted(self, x_ND: Tensor, component_N: Tensor, weight_N: Tensor | None = None) -> DPMStats:
+        """As `expect`, of a mixture without trials: rows in given components, and the best other component of each."""
+        check_dim(x_ND, self.dim)
+        joint_NC, near_NC = self.log_joint(x_ND)
+        if near_NC is None:
+            near_NC = torch.arange(len(self.population), device=x_ND.device).expand_as(joint_NC)
+        runner_up_N = joint_NC.masked_fill(near_NC == component_N[:, None], -torch.inf).amax(dim=1)
+        if weight_N is not None:
+            runner_up_N = torch.where(weight_N > 0, runner_up_N * weight_N, 0.0)
+        runner_up_K = torch.zeros(len(self.population), dtype=torch.float64, device=x_ND.device)
+        runner_up_K.index_add_(0, component_N, runner_up_N)
+        return DPMStats(counted_sets(self.population.prior, x_ND, component_N, weight_N, len(runner_up_K)), runner_up_K)
+
+    def renamed(self, cluster_K: Tensor, next_id: int) -> DPM:
+        """The same mixture; component k belongs to cluster `cluster_K[k]`."""
+        return replace(self, cluster_K=cluster_K, population=replace(self.population, next_id=next_id))
+
+    def plain(self, stats: DPMStats) -> tuple[DPM, DPMStats]:
+        """The same mixture and its statistics without trials: what their halves hold is one component again."""
+        old, none = self.population, torch.empty(0, dtype=torch.int64)
+        if len(old.trial_J) == 0:
+            return self, stats
+        halves, weight_H = old.halves[none], old.log_weight_half_H[none]
+        population = replace(old, trial_J=none, age_J=none, halves=halves, log_weight_half_H=weight_H)
+        sets = wholes(stats.sets, old.trial_J, len(old))
+        return replace(self, population=population), DPMStats(sets, stats.runner_up_K)
+
+    def refined(self, held: Held, stats: Stats, sample_MD: Tensor, rng: torch.Generator) -> Refinement:
+        """The mixture after births, splits, merges and deaths among what the rows at hand have touched.
+
+        Costs O(N (K D + C D^2)) time for N rows, what a search among the improbable ones of them costs, and one M-step.
+        """
+        from models.dpm.increment import refined  # noqa: PLC0415  it refines the model that is defined here
+
+        return refined(self, held, cast(DPMStats, stats), sample_MD, rng)
+
+    def mstep(self, stats: Stats) -> DPM:
+        """The same components with parameters from `stats`; those without rows end. Raises ShoalError without any."""
+        from models.dpm.increment import remade  # noqa: PLC0415
+
+        return remade(self, cast(DPMStats, stats))
 
     def maximize(self, stats: Stats, rng: torch.Generator) -> Update:
         """One sweep of the search, then the parameters of what is left."""
@@ -119,7 +183,7 @@ class DPM:
     def grouped(self, config: GroupingConfig) -> tuple[DPM, list[Move]]:
         """The same mixture with its components grouped into clusters, and what was joined why."""
         population, id_K = self.population, self.population.id_K
-        component_M = torch.cat([self.sets_of(x_mD)[0] for x_mD in self.sample_MD.split(_GROUP_ROWS)])
+        component_M = component_sample(self)
         found = grouped(population.log_weight_K.exp(), population.clusters, self.sample_MD, component_M, config)
         cluster_K = id_K.clone()
         for group in range(int(found.cluster_K.max()) + 1):
@@ -129,7 +193,7 @@ class DPM:
         for join in found.joins:
             if join.applied:
                 ids = (int(id_K[join.left]), int(id_K[join.right]))
-                moves.append(Move("merge", ids, math.nan, True, _WHY[join.kind].format(join.height)))
+                moves.append(Move("merge", ids, math.nan, True, JOINED[join.kind].format(join.height)))
         return replace(self, cluster_K=cluster_K), moves
 
     def assign(self, x_ND: Tensor) -> Assignment:
@@ -189,6 +253,11 @@ class DPM:
         return joint_n2[:, 1] > joint_n2[:, 0]
 
 
+def component_sample(model: DPM) -> Tensor:
+    """Component of each sampled row of a mixture without trials, (M,) int64."""
+    return torch.cat([model.sets_of(x_mD)[0] for x_mD in model.sample_MD.split(GROUP_ROWS)])
+
+
 def start(config: DPMConfig, data: DataSummary) -> DPM:
     """The model before the first pass: k-means cells of the sample, and the search on the sample alone.
 
@@ -203,10 +272,11 @@ def start(config: DPMConfig, data: DataSummary) -> DPM:
     sets = sets[sets.count_K > 0]
     if config.fits_prior:
         prior = fitted_prior(config, sets, sets.total(), prior)
-    return opened(DPM(config, newborn(config, prior, sets), data.sample_MD[:_GROUP_ROWS].clone()), data)
+    return opened(DPM(config, newborn(config, prior, sets), data.sample_MD[:GROUP_ROWS].clone()), data)
 
 
 def load(config: DPMConfig, tensors: dict[str, Tensor]) -> DPM:
-    """The model that `tensors()` described."""
+    """The model that `tensors()` described; without the sample it can do all but be grouped."""
     population = Population.from_tensors(config, tensors)
-    return DPM(config, population, tensors["sample_MD"], tensors.get("cluster_K"))
+    none_MD = torch.empty(0, population.prior.dim)
+    return DPM(config, population, tensors.get("sample_MD", none_MD), tensors.get("cluster_K"))

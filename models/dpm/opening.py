@@ -40,6 +40,7 @@ class _Opening:
     model: DPM
     x_MD: Tensor
     rng: torch.Generator
+    factor: float = 1.0  # rows that each row stands for
     wide: bool = False  # clusters are wide beside the data, so they may overlap and hide each other
     moves: list[Move] = field(default_factory=list)
     failures: dict[int, tuple[int, int]] = field(default_factory=dict)  # id -> times, rows
@@ -61,7 +62,9 @@ class _Opening:
         stats = next(parts)
         for part in parts:
             stats += part
-        return stats
+        if self.factor == 1:
+            return stats
+        return stats.with_tensors({name: self.factor * value for name, value in stats.tensors().items()})
 
     def bear(self) -> bool:
         """Try births in every cluster that may have one; whether there was any."""
@@ -103,11 +106,7 @@ class _Opening:
         if count < 2:
             return judged(population, x_nD, torch.zeros(len(x_nD), dtype=torch.int64))
         cell_n = cells(x_nD, count, int(torch.randint(2**31, (1,), generator=self.rng)))
-        sets = moments_of_sets(x_nD, cell_n, count, population.prior.mean_D, diagonal=population.prior.diagonal)
-        fixed = config.model_copy(update={"prior_scale": 1.0, "grouping": None})
-        alone = _Opening(DPM(fixed, newborn(fixed, population.prior, sets[sets.count_K > 0]), x_nD[:1]), x_nD, self.rng)
-        alone.settle()
-        set_n = torch.cat([alone.model.sets_of(x_mD)[0] for x_mD in x_nD.split(_BLOCK_ROWS)])
+        set_n = searched(self.model, x_nD, cell_n, self.rng)
         return judged(population, x_nD, set_n, config.min_size)
 
     def _enter(self, label_M: Tensor, labels: list[int], next_id: int) -> None:
@@ -120,6 +119,19 @@ class _Opening:
             if sets.count_K[k] > 0:
                 roster.enter(identity, sets.one(k))
         self.model = replace(self.model, population=roster.population(next_id, replace(population.progress, stalled=0)))
+
+
+def searched(model: DPM, x_nD: Tensor, cell_n: Tensor, rng: torch.Generator, factor: float = 1.0) -> Tensor:
+    """Set of each row after a search among these rows alone that starts from `cell_n`, under the prior of all; (n,).
+
+    Each row counts `factor` times, where it stands for so many.
+    """
+    prior, config = model.population.prior, model.config.model_copy(update={"prior_scale": 1.0, "grouping": None})
+    sets = moments_of_sets(x_nD, cell_n, int(cell_n.max()) + 1, prior.mean_D, diagonal=prior.diagonal)
+    population = newborn(config, prior, sets[sets.count_K > 0])
+    alone = _Opening(DPM(config, population, x_nD[:1]), x_nD, rng, factor)
+    alone.settle()
+    return torch.cat([alone.model.sets_of(x_mD)[0] for x_mD in x_nD.split(_BLOCK_ROWS)])
 
 
 def is_wide(cells: Gaussians, variance: float) -> bool:

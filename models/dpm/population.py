@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from models import triangles
 from models.dpm.config import DPMConfig
 from models.dpm.prior import Diagonal, Prior, load_prior
 from models.dpm.students import IndependentStudents
 from models.gaussians import Gaussians, deviations, factorize, principal_axes
 from models.moments import Moments
+
+_DOUBLE = 2**10  # K D^2 up to which float64 costs nothing that matters
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ class Population:
 
     def __len__(self) -> int:
         return len(self.id_K)
+
+    @property
+    def single(self) -> bool:
+        """Whether rows are evaluated in float32, and factors of covariances have no more digits than that."""
+        return _single(len(self), self.prior)
 
     def tensors(self) -> dict[str, Tensor]:
         """For safetensors."""
@@ -132,13 +140,16 @@ class Roster:
         whole = Moments.cat([entry.whole for entry in self.entries])
         trial_J = torch.tensor([k for k, entry in enumerate(self.entries) if entry.trial], dtype=torch.int64)
         log_weight_half_H, halves = self._halves(whole[trial_J], [self.entries[k] for k in trial_J.tolist()])
+        clusters = density(self.config, self.prior, whole)
+        if _single(len(whole), self.prior):
+            clusters, halves = clusters.rounded(), halves.rounded()
         return Population(
             prior=self.prior,
             concentration=self.concentration,
             id_K=torch.tensor([entry.identity for entry in self.entries], dtype=torch.int64),
             next_id=next_id,
             log_weight_K=(whole.count_K / whole.count_K.sum()).log(),
-            clusters=density(self.config, self.prior, whole),
+            clusters=clusters,
             trial_J=trial_J,
             age_J=torch.tensor([self.entries[k].age for k in trial_J.tolist()], dtype=torch.int64),
             log_weight_half_H=log_weight_half_H,
@@ -193,15 +204,24 @@ def newborn(config: DPMConfig, prior: Prior, clusters: Moments) -> Population:
     return roster.population(len(clusters), Progress())
 
 
+def _single(count: int, prior: Prior) -> bool:
+    return count * prior.dim**2 > _DOUBLE
+
+
 def _gaussian_tensors(name: str, gaussians: Gaussians) -> dict[str, Tensor]:
-    tensors = {
-        f"{name}.mean_KD": gaussians.mean_KD.contiguous(),
-        f"{name}.chol_KDD": gaussians.chol_KDD.contiguous(),  # LAPACK leaves them column by column
-    }
+    tensors = {f"{name}.mean_KD": gaussians.mean_KD.contiguous()}
+    if gaussians.diagonal:
+        tensors[f"{name}.chol_KDD"] = gaussians.chol_KDD.contiguous()
+    else:
+        triangle_KT = triangles.packed(gaussians.chol_KDD)
+        single_KT = triangle_KT.float()
+        tensors[f"{name}.chol_KT"] = single_KT if torch.equal(single_KT.double(), triangle_KT) else triangle_KT
     return tensors if gaussians.degrees_K is None else tensors | {f"{name}.degrees_K": gaussians.degrees_K}
 
 
 def _gaussians(name: str, prior: Prior, tensors: Mapping[str, Tensor]) -> Gaussians:
-    degrees_K = tensors.get(f"{name}.degrees_K")
+    """From triangles, diagonals, or the square factors that earlier versions wrote."""
+    triangle_KT, degrees_K = tensors.get(f"{name}.chol_KT"), tensors.get(f"{name}.degrees_K")
+    chol_KDD = tensors[f"{name}.chol_KDD"] if triangle_KT is None else triangles.unpacked(triangle_KT.double())
     kind = IndependentStudents if isinstance(prior, Diagonal) and degrees_K is not None else Gaussians
-    return kind(prior.mean_D, tensors[f"{name}.mean_KD"], tensors[f"{name}.chol_KDD"], degrees_K)
+    return kind(prior.mean_D, tensors[f"{name}.mean_KD"], chol_KDD, degrees_K)

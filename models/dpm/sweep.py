@@ -179,7 +179,7 @@ def next_population(
     count = len(old)
     second = sums.sets[torch.arange(count, len(sums.sets))]
     first = sums.sets[old.trial_J]
-    whole = _whole(sums.sets, old.trial_J, count)
+    whole = wholes(sums.sets, old.trial_J, count)
     weight_K = cluster_weight(old.prior, old.concentration, whole)
     rows = float(whole.count_K.sum())
     objective = joint_of(weight_K[whole.count_K > 0], old.concentration, rows)
@@ -214,7 +214,7 @@ def next_population(
     return roster.population(next_id, progress), made, objective
 
 
-def _whole(sets: Moments, trial_J: Tensor, count: int) -> Moments:
+def wholes(sets: Moments, trial_J: Tensor, count: int) -> Moments:
     """The clusters, both halves together."""
     if len(trial_J) == 0:
         return sets

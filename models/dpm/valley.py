@@ -37,7 +37,7 @@ def valley_depth(a_n: Tensor, b_m: Tensor, weight_n: Tensor, weight_m: Tensor) -
     low_a, middle_a, high_a = _quartiles(a_n, weight_n)
     low_b, middle_b, high_b = _quartiles(b_m, weight_m)
     if middle_a > middle_b:
-        return valley_depth(-a_n, -b_m, weight_n, weight_m)
+        return valley_depth(b_m, a_n, weight_m, weight_n)
     if middle_a == middle_b:
         return 0.0
     gap = middle_b - middle_a
@@ -105,13 +105,18 @@ class SampledGroups:
         return valley_depth(self._along(axis_D, i), self._along(axis_D, j), self.weight[i], self.weight[j])
 
     def join(self, i: int, j: int) -> None:
-        """Make group j part of group i. Both must have rows."""
-        (mean_i, cov_i), (mean_j, cov_j) = self._moments(i), self._moments(j)
-        del self.moments[j]
-        share = self.count[j] / (self.count[i] + self.count[j])
-        gap_D = mean_j - mean_i
-        cov_DD = (1 - share) * cov_i + share * cov_j + share * (1 - share) * torch.outer(gap_D, gap_D)
-        self.moments[i] = (mean_i + share * gap_D, cov_DD)
+        """Make group j part of group i, if it is another."""
+        if i == j:
+            return
+        if len(self.row[i]) and len(self.row[j]):
+            (mean_i, cov_i), (mean_j, cov_j) = self._moments(i), self._moments(j)
+            share = self.count[j] / (self.count[i] + self.count[j])
+            gap_D = mean_j - mean_i
+            cov_DD = (1 - share) * cov_i + share * cov_j + share * (1 - share) * torch.outer(gap_D, gap_D)
+            self.moments[i] = (mean_i + share * gap_D, cov_DD)
+        elif len(self.row[j]):
+            self.moments[i] = self._moments(j)
+        self.moments.pop(j, None)
         self.row[i] = torch.cat([self.row[i], self.row[j]])
         self.weight[i] = torch.cat([self.weight[i], self.weight[j]])
         self.count[i] += self.count[j]

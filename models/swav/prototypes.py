@@ -1,6 +1,6 @@
 """Prototypes as a Clusterer of backbone features: a projection head, and directions on the sphere behind it.
 
-Shapes: N rows, F features, D dimensions behind the head, K prototypes. Prototype k has id k.
+Shapes: N rows, F features, D dimensions behind the head, K prototypes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from models.clusterer import Assignment, Stats, Update, check_dim
 from models.posterior import most_probable, posterior_assignment
+from models.single import AS_NUMBERED, Names
 from models.swav.config import PrototypesConfig
 from models.swav.network import project
 
@@ -53,11 +54,32 @@ class Prototypes:
     head: Mapping[str, Tensor]  # as `models.swav.network.make_head` names them
     prototype_KD: Tensor  # float64, of length 1
     cosine: float = -math.inf  # sum over rows in the pass before
+    names: Names = AS_NUMBERED
 
     @property
     def id_K(self) -> Tensor:
-        """0 to K - 1."""
-        return torch.arange(len(self.prototype_KD), device=self.prototype_KD.device)
+        """0 to K - 1, until renamed."""
+        return self.names.ids(len(self.prototype_KD), self.prototype_KD.device)
+
+    @property
+    def component_K(self) -> Tensor:
+        """A cluster is one component of the same id."""
+        return self.id_K
+
+    @property
+    def next_id(self) -> int:
+        """K, until renamed."""
+        return self.names.next_id(len(self.prototype_KD))
+
+    @property
+    def hard(self) -> bool:
+        """Each row counts at its nearest prototype."""
+        return True
+
+    @property
+    def retained(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
 
     @property
     def dim(self) -> int:
@@ -67,12 +89,18 @@ class Prototypes:
     def expect(self, x_ND: Tensor, row_N: Tensor) -> PrototypeStats:
         """Counts and sums of unit vectors by nearest prototype. Deterministic: `row_N` is not needed."""
         check_dim(x_ND, self.dim)
-        unit_ND, prototype_KD = project(self.head, x_ND), self.prototype_KD.to(x_ND.device)
-        cosine_NK = unit_ND @ prototype_KD.T
-        nearest_N = most_probable(cosine_NK)
-        count_K = torch.bincount(nearest_N, minlength=len(prototype_KD)).double()
-        sum_KD = torch.zeros_like(prototype_KD).index_add_(0, nearest_N, unit_ND)
-        return PrototypeStats(count_K, sum_KD, cosine_NK.gather(1, nearest_N[:, None]).sum())
+        unit_ND = project(self.head, x_ND)
+        cosine_NK = unit_ND @ self.prototype_KD.to(x_ND.device).T
+        return self._sums(unit_ND, most_probable(cosine_NK / self.config.temperature), None)
+
+    def counted(self, x_ND: Tensor, component_N: Tensor, weight_N: Tensor | None = None) -> PrototypeStats:
+        """Counts and sums of the rows at these prototypes, nearest or not."""
+        check_dim(x_ND, self.dim)
+        return self._sums(project(self.head, x_ND), component_N, weight_N)
+
+    def renamed(self, cluster_K: Tensor, next_id: int) -> Prototypes:
+        """The same prototypes under other ids, all different."""
+        return replace(self, names=Names(cluster_K.cpu(), max(next_id, self.next_id)))
 
     def maximize(self, stats: Stats, rng: torch.Generator) -> Update:
         """Each prototype turns to the mean direction of its rows; one without rows stays, so K never changes."""
@@ -97,16 +125,26 @@ class Prototypes:
         return replace(found, score_N=found.score_N * self.config.temperature)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Head, prototypes, and the number that a fit continues from."""
+        """Head, prototypes and their ids, and the number that a fit continues from."""
         head = {f"head.{name}": value for name, value in self.head.items()}
         return {
             **head,
             "prototype_KD": self.prototype_KD,
             "cosine": torch.tensor(self.cosine, dtype=torch.float64),
+            **self.names.tensors(len(self.prototype_KD)),
         }
+
+    def _sums(self, unit_ND: Tensor, component_N: Tensor, weight_N: Tensor | None) -> PrototypeStats:
+        prototype_KD = self.prototype_KD.to(unit_ND.device)
+        weight_N = torch.ones_like(unit_ND[:, 0]) if weight_N is None else weight_N.double()
+        count_K = torch.zeros_like(prototype_KD[:, 0]).index_add_(0, component_N, weight_N)
+        sum_KD = torch.zeros_like(prototype_KD).index_add_(0, component_N, unit_ND * weight_N[:, None])
+        cosine_N = (unit_ND * prototype_KD[component_N]).sum(dim=1)
+        return PrototypeStats(count_K, sum_KD, (cosine_N * weight_N).sum())
 
 
 def load(config: PrototypesConfig, tensors: dict[str, Tensor]) -> Prototypes:
     """The model that `tensors()` described."""
     head = {name.removeprefix("head."): value for name, value in tensors.items() if name.startswith("head.")}
-    return Prototypes(config, head, tensors["prototype_KD"], float(tensors["cosine"]))
+    names = Names.from_tensors(tensors)
+    return Prototypes(config, head, tensors["prototype_KD"], float(tensors["cosine"]), names)

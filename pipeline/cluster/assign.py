@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from pipeline.cluster.config import digest
 from pipeline.cluster.fitted import Labeller, read_labeller
-from pipeline.cluster.publish import Tally, cluster_table, label_files, move_table
+from pipeline.cluster.label import Against, Labelled, label_files
+from pipeline.cluster.memory import Facts, Memory, read_memory, reference_of, remember, remember_more
+from pipeline.cluster.publish import cluster_table, move_table, nothing_happened
 from pipeline.cluster.published import latest_of
+from pipeline.cluster.tally import Tally
 from pipeline.progress import Progress, silent
 from pipeline.tables.artifacts import MANIFEST, ArtifactStore
 from pipeline.tables.clusterings import Clustering, Generation, Publication
@@ -59,6 +63,7 @@ class _Work:
     version: int
     old: list[SampleFile]
     new: list[SampleFile]
+    gone: bool  # whether the parent covers more than `old`
 
     @property
     def rows(self) -> int:
@@ -69,9 +74,10 @@ class _Work:
 def _work(table: Collection, parent: Generation | None) -> _Work:
     samples = table.samples
     version = samples.version
-    old = [] if parent is None else samples.files(version=parent.samples_version)
-    covered = set(old)
-    return _Work(version, old, [file for file in samples.files(version=version) if file not in covered])
+    now = samples.files(version=version)
+    covered = set() if parent is None else set(samples.files(version=parent.samples_version))
+    old = [file for file in now if file in covered]
+    return _Work(version, old, [file for file in now if file not in covered], len(old) < len(covered))
 
 
 def _labeller(table: Collection, artifact: str | Place | None, name: str | None) -> Labeller:
@@ -86,7 +92,7 @@ def _adopt(table: Collection, labeller: Labeller) -> None:
     """Keep the labeller's artifacts with the table, so that its generations resolve; those that are there stay."""
     for each in (labeller.artifact, labeller.reduction.artifact):
         if each is not None:
-            table.artifacts.write(each.kind, each.manifest, each.tensors)
+            table.artifacts.keep(each)
 
 
 def _publish(
@@ -98,24 +104,44 @@ def _publish(
     on_progress: Progress,
 ) -> Generation:
     number = clustering.begin()
-    written, tally = label_files(table.samples, work.new, clustering, labeller, on_progress)
-    whole, kept = Tally(), set()
-    if parent is not None:
-        kept = set(clustering.clusters(parent)["cluster"].to_pylist())
-        for file in work.old:
-            whole.add(clustering.read_assignments(parent, file, columns=["key", "shard", "cluster", "score"]))
-    whole.merge(tally)
+    memory = None
+    if parent is not None and parent.statistics is not None and not work.gone:
+        memory = read_memory(table.artifacts, parent.statistics, labeller.model)
+    labelled = label_files(table.samples, work.new, clustering, labeller, on_progress, Against(memory))
+    before = [] if parent is None else clustering.clusters(parent).to_pylist()
+    recount = parent is not None and work.gone
+    tally = _counted(clustering, parent, work.old) if recount else Tally.of_clusters(before)
+    tally.merge(labelled.tally)
     record = Publication(
         samples_version=work.version,
         artifact=labeller.artifact.digest,
+        statistics=_remembered(table, labeller, memory, labelled, work) if memory or parent is None else None,
         config_digest=digest(labeller.config),
         parent=None if parent is None else parent.generation,
         decision="assign only",
         evidence=json.dumps({"labelled": work.rows}),
     )
-    return clustering.publish(
-        number, written, cluster_table(number, whole, (), kept=kept), move_table(number, ()), record
-    )
+    happened = nothing_happened(tally.sizes, [row["cluster"] for row in before])
+    clusters = cluster_table(number, tally, happened)
+    covering = [*work.old, *work.new]
+    files = [file for _, file in labelled.files]
+    return clustering.publish(number, files, clusters, move_table(number, ()), record, covering=covering)
+
+
+def _counted(clustering: Clustering, parent: Generation | None, files: Sequence[SampleFile]) -> Tally:
+    tally = Tally()
+    for file in files if parent is not None else ():
+        tally.add(clustering.read_assignments(parent, file, columns=["key", "shard", "cluster", "score"]))
+    return tally
+
+
+def _remembered(table: Collection, labeller: Labeller, memory: Memory | None, labelled: Labelled, work: _Work) -> str:
+    part = labelled.part
+    if memory is None:  # these are all rows there are
+        facts = Facts(labeller.artifact.digest, part.rows, rows_at_fit=part.rows, made=work.version)
+        return remember(table.artifacts, part, reference_of(labeller.model, part.sample, labelled.tally.sizes), facts)
+    facts = Facts(labeller.artifact.digest, memory.rows + part.rows, memory.rows_at_fit, memory.made, memory.folds)
+    return remember_more(memory, replace(part, arrivals=memory.arrivals + part.arrivals), facts)
 
 
 def _summary(clustering: Clustering, generation: Generation, labelled: int, began: float) -> AssignSummary:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import torch
 
+from models.identity import Event, matched
 from models.registry import ALGORITHMS
 from pipeline.cluster.config import ClusterConfig, digest
 from pipeline.cluster.fit import Fit, blocks, fit_rows
-from pipeline.cluster.fitted import Labeller, reduction_of, write_fit
-from pipeline.cluster.publish import cluster_table, label_files, move_table
+from pipeline.cluster.fitted import Fitted, Reduction, reduction_of, write_fit
+from pipeline.cluster.label import Against, Labelled, label_files, renamed_files
+from pipeline.cluster.memory import Facts, reference_of, remember, without_trials
+from pipeline.cluster.publish import among, cluster_table, events_between, first_events, move_table, ratios
 from pipeline.cluster.source import TableRows
 from pipeline.progress import Progress, silent
 from pipeline.tables.clusterings import Clustering, Generation, Publication
@@ -42,18 +48,26 @@ class ClusterSummary:
 
 
 def cluster(
-    table: Collection, config: ClusterConfig, name: str | None = None, on_progress: Progress = silent
+    table: Collection,
+    config: ClusterConfig,
+    name: str | None = None,
+    on_progress: Progress = silent,
+    *,
+    again: Again | None = None,
 ) -> ClusterSummary:
-    """Fit and publish, unless this version of the table is clustered with these settings already.
+    """Fit and publish, unless this version of the table is clustered with these settings already (or `again`).
 
-    `name` of the clustering defaults to the algorithm's. Killed at any point, the last published generation stands and
-    the same call continues: a finished reduction is not fitted again, and a fit goes on from its last checkpoint.
-    Several workers (`config.workers`) need a Ray session. Raises ShoalError for a table without embeddings.
+    `name` of the clustering defaults to the algorithm's. Where it has a generation, clusters of the new fit that share
+    most rows with one of its clusters keep that one's id (`models.identity`). Killed at any point, the last published
+    generation stands and the same call continues: a finished reduction is not fitted again, and a fit goes on from its
+    last checkpoint. Several workers (`config.workers`) need a Ray session. Raises ShoalError for a table without
+    embeddings.
     """
     clustering = table.clustering(name or config.algorithm.kind)
     version = table.samples.version
     latest = clustering.latest()
-    if latest is not None and (latest.samples_version, latest.config_digest) == (version, digest(config)):
+    done = latest is not None and (latest.samples_version, latest.config_digest) == (version, digest(config))
+    if latest is not None and done and again is None:
         return _summary(table, clustering, latest, skipped=True)
     clock = [time.perf_counter()]
     reduction = reduction_of(table, config, version, on_progress)
@@ -61,10 +75,9 @@ def cluster(
     source = TableRows(table.path, version, reduction.digest, config.memory_ceiling_bytes)
     unfinished = table.path / _UNFINISHED / clustering.name
     fitted = _fit(config, source, on_progress, unfinished)
-    artifact = write_fit(table, config, version, reduction, fitted)
     clock.append(time.perf_counter())
-    labeller = Labeller(artifact, reduction, fitted.model)
-    generation = _publish(table, clustering, labeller, fitted, _Context(version, digest(config), clock, on_progress))
+    context = _Context(table, clustering, config, version, latest, clock, on_progress, again)
+    generation = _publish(context, reduction, fitted)
     remove_tree(unfinished)  # with what other settings may have left there
     with suppress(OSError):  # another clustering's fit may be under way
         unfinished.parent.rmdir()
@@ -91,32 +104,74 @@ def _fit_rows(config: ClusterConfig, source: RowSource, on_progress: Progress, s
 
 
 @dataclass(frozen=True)
+class Again:
+    """Why rows that are clustered are clustered again, for the generation's record."""
+
+    decision: str
+    evidence: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class _Context:
+    table: Collection
+    clustering: Clustering
+    config: ClusterConfig
     version: int
-    config_digest: str
+    latest: Generation | None
     clock: list[float]
     on_progress: Progress
+    again: Again | None
 
 
-def _publish(
-    table: Collection, clustering: Clustering, labeller: Labeller, fitted: Fit, context: _Context
-) -> Generation:
+def _publish(context: _Context, reduction: Reduction, fit: Fit) -> Generation:
+    clustering, latest, samples = context.clustering, context.latest, context.table.samples
     number = clustering.begin()
-    samples = table.samples
     files = samples.files(version=context.version)
-    written, tally = label_files(samples, files, clustering, labeller, context.on_progress)
+    fit = replace(fit, model=without_trials(fit.model))
+    fitted = Fitted(reduction, fit.model)
+    labelled = label_files(samples, files, clustering, fitted, context.on_progress, Against(generation=latest))
+    happened, written = first_events(labelled.tally, fit.moves), [file for _, file in labelled.files]
+    if latest is not None:
+        fit, labelled, happened = _named(context, fit, labelled, latest)
+        written = renamed_files(clustering, labelled.files, fitted.model, fit.model)
+    artifact = write_fit(context.table, context.config, context.version, reduction, fit)
+    rows = labelled.part.rows
+    facts = Facts(artifact.digest, rows, rows_at_fit=rows, made=context.version)
+    reference = reference_of(fit.model, labelled.part.sample, labelled.tally.sizes)
     context.clock.append(time.perf_counter())
     begin, reduced, fit_end, end = context.clock
     seconds = {"reduce": reduced - begin, "fit": fit_end - reduced, "assign": end - fit_end}
+    evidence = {"seconds": {step: round(value, 3) for step, value in seconds.items()}}
     record = Publication(
         samples_version=context.version,
-        artifact=labeller.artifact.digest,
-        config_digest=context.config_digest,
-        decision="fit",
-        evidence=json.dumps({"seconds": {step: round(value, 3) for step, value in seconds.items()}}),
+        artifact=artifact.digest,
+        statistics=remember(context.table.artifacts, labelled.part, reference, facts),
+        config_digest=digest(context.config),
+        parent=None if latest is None else latest.generation,
+        decision=context.again.decision if context.again else "fit",
+        evidence=json.dumps(evidence | dict(context.again.evidence if context.again else {})),
     )
-    clusters = cluster_table(number, tally, fitted.moves, kept=set())
-    return clustering.publish(number, written, clusters, move_table(number, fitted.moves), record)
+    clusters = cluster_table(number, labelled.tally, happened, ratios(fit.moves, fit.model))
+    moves = move_table(number, fit.moves)
+    return clustering.publish(number, written, clusters, moves, record, covering=files)
+
+
+def _named(context: _Context, fit: Fit, labelled: Labelled, latest: Generation) -> tuple[Fit, Labelled, list[Event]]:
+    """The same fit with the ids of the generation before wherever its clusters live on; what became of those."""
+    sizes = {row["cluster"]: row["size"] for row in context.clustering.clusters(latest).to_pylist()}
+    old_ids, tentative, count_OC = among(sizes, fit.model.id_K.unique().tolist(), labelled.overlap)
+    new_ids, next_id = matched(count_OC, old_ids, max(fit.model.next_id, ids_used(context.clustering)))
+    names = dict(zip(tentative.tolist(), new_ids.tolist(), strict=True))
+    cluster_K = torch.tensor([names[each] for each in fit.model.id_K.tolist()])
+    fit = replace(fit, model=fit.model.renamed(cluster_K, next_id))
+    shared = (labelled.overlap[0], np.array([names[each] for each in labelled.overlap[1].tolist()], np.int64))
+    labelled = replace(labelled, tally=labelled.tally.renamed(names), overlap=(*shared, labelled.overlap[2]))
+    return fit, labelled, events_between(sizes, labelled.tally.sizes, labelled.overlap)
+
+
+def ids_used(clustering: Clustering) -> int:
+    """Above every id that a cluster of any generation had."""
+    return max(clustering.lineage()["cluster"].to_pylist(), default=-1) + 1
 
 
 def _summary(table: Collection, clustering: Clustering, generation: Generation, *, skipped: bool) -> ClusterSummary:

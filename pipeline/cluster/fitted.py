@@ -5,6 +5,7 @@ Shapes: N rows, D dimensions.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from models.registry import load
 from pipeline.cluster.config import ClusterConfig
 from pipeline.cluster.fit import Fit
 from pipeline.cluster.rows import as_tensor, load_rows
+from pipeline.cluster.tensors import to_numpy, to_torch
 from pipeline.progress import Progress
 from pipeline.tables.artifacts import Artifact, ArtifactStore, read_artifact
 from pipeline.tables.collection import Collection
@@ -49,23 +51,33 @@ class Reduction:
 
 
 @dataclass(frozen=True)
-class Labeller:
+class Fitted:
     """Reduction and model together: what labels any embedding of the right backbone."""
 
-    artifact: Artifact
     reduction: Reduction
     model: Clusterer
+
+    def label(self, x_ND: Tensor) -> Assignment:
+        """Assignments of raw embeddings, block by block so that memory does not grow with N."""
+        return self.assign(torch.cat([self.reduction.reducer.transform(x_nD) for x_nD in x_ND.split(_BLOCK_ROWS)]))
+
+    def assign(self, x_ND: Tensor) -> Assignment:
+        """Assignments of embeddings that went through the reduction, likewise."""
+        parts = [self.model.assign(x_nD) for x_nD in x_ND.split(_BLOCK_ROWS)]
+        fields = ("cluster_N", "component_N", "probability_N", "runner_up_N", "score_N")
+        return Assignment(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
+
+
+@dataclass(frozen=True)
+class Labeller(Fitted):
+    """As it is kept, with its settings and where it comes from."""
+
+    artifact: Artifact
 
     @property
     def config(self) -> ClusterConfig:
         """What the model was fitted with."""
         return ClusterConfig.model_validate(self.artifact.manifest["config"])
-
-    def label(self, x_ND: Tensor) -> Assignment:
-        """Assignments of raw embeddings, block by block so that memory does not grow with N."""
-        parts = [self.model.assign(self.reduction.reducer.transform(x_nD)) for x_nD in x_ND.split(_BLOCK_ROWS)]
-        fields = ("cluster_N", "component_N", "probability_N", "runner_up_N", "score_N")
-        return Assignment(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
 
     def require(self, properties: TableProperties) -> None:
         """Raise ShoalError unless the table's embeddings are of the kind the model was fitted on."""
@@ -112,7 +124,7 @@ def reduction_of(table: Collection, config: ClusterConfig, version: int, on_prog
 
 
 def write_fit(table: Collection, config: ClusterConfig, version: int, reduction: Reduction, fit: Fit) -> Artifact:
-    """Store parameters, statistics, settings and provenance of a fit; no clock, so equal fits are one artifact."""
+    """Store parameters, settings and provenance of a fit; no clock, so equal fits are one artifact."""
     manifest: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "table": table.samples.properties.model_dump(mode="json"),
@@ -123,12 +135,21 @@ def write_fit(table: Collection, config: ClusterConfig, version: int, reduction:
         "settled": fit.settled,
         "history": [[each.objective, each.clusters] for each in fit.history],
     }
-    tensors = {f"model.{name}": value for name, value in fit.model.tensors().items()}
-    if fit.stats is not None:
-        tensors |= {f"stats.{name}": value for name, value in fit.stats.tensors().items()}
     if fit.scalars:
         manifest["scalars"] = [dict(each) for each in fit.scalars]
-    return table.artifacts.write(config.algorithm.kind, manifest, to_numpy(tensors))
+    return table.artifacts.write(config.algorithm.kind, manifest, model_tensors(fit.model))
+
+
+def write_model(table: Collection, before: Artifact, model: Clusterer, changed: Mapping[str, Any]) -> Artifact:
+    """Store a model that came from another one, with the manifest of that one but for what `changed` says."""
+    manifest = {**before.manifest, "clusters": len(model.id_K.unique()), "from": before.digest, **changed}
+    return table.artifacts.write(before.kind, manifest, model_tensors(model))
+
+
+def model_tensors(model: Clusterer) -> dict[str, np.ndarray]:
+    """What labels rows, for an artifact; what only learning needs is remembered elsewhere (`memory`)."""
+    kept = {name: value for name, value in model.tensors().items() if name not in model.retained}
+    return to_numpy({f"model.{name}": value for name, value in kept.items()})
 
 
 def read_labeller(store: ArtifactStore, which: str | Place) -> Labeller:
@@ -141,7 +162,7 @@ def read_labeller(store: ArtifactStore, which: str | Place) -> Labeller:
     tensors = {
         name.removeprefix("model."): value for name, value in artifact.tensors.items() if name.startswith("model.")
     }
-    return Labeller(artifact, reduction, load(config.algorithm, to_torch(tensors)))
+    return Labeller(reduction, load(config.algorithm, to_torch(tensors)), artifact)
 
 
 def read_reduction(table: Collection, digest: str | None) -> Reduction:
@@ -151,16 +172,6 @@ def read_reduction(table: Collection, digest: str | None) -> Reduction:
         if digest is None
         else _reduction(table.artifacts.read(digest))
     )
-
-
-def to_numpy(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """For `pipeline.tables`, which knows no torch."""
-    return {name: value.detach().cpu().numpy() for name, value in tensors.items()}
-
-
-def to_torch(tensors: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    """Back from `pipeline.tables`; copied, since safetensors hands out read-only memory."""
-    return {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
 
 
 def _no_reduction(dim: int) -> Reduction:

@@ -1,115 +1,82 @@
-"""From a labeller to a published generation: assignments per samples file, the clusters table, medoids.
+"""What a generation's tables of clusters and moves say.
 
-Shapes: N rows, D dimensions.
+Shapes: O clusters before, C clusters now, K components.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from models.clusterer import NOISE, Assignment, Move
-from pipeline.cluster.fitted import Labeller
-from pipeline.cluster.rows import as_tensor
-from pipeline.progress import Progress
-from pipeline.tables.clusterings import Clustering
-from pipeline.tables.delta import WrittenFile
-from pipeline.tables.samples import SampleFile, SamplesTable, embedding_matrix
-from pipeline.tables.schema import ASSIGNMENTS, CLUSTERS, MOVES
+from models.clusterer import Clusterer, Move
+from models.identity import Event, Overlap, events, summed
+from pipeline.cluster.tally import Tally
+from pipeline.tables.schema import CLUSTERS, MOVES
 
 
-@dataclass
-class Tally:
-    """Size and medoid of each cluster over the assignments seen so far.
-
-    The medoid is the row of largest score: nearest to the centre in the model's own metric, hence the row with the
-    least summed squared distance to all others in that metric. Ties go to the row that comes first.
-    """
-
-    sizes: dict[int, int] = field(default_factory=dict)
-    medoids: dict[int, tuple[float, str, str]] = field(default_factory=dict)  # score, key, shard
-
-    def add(self, assignments: pa.Table) -> None:
-        """Count rows of an assignments table (columns key, shard, cluster, score)."""
-        cluster_N, score_N = assignments["cluster"].to_numpy(), assignments["score"].to_numpy()
-        for cluster, count in zip(*np.unique(cluster_N, return_counts=True), strict=True):
-            self.sizes[int(cluster)] = self.sizes.get(int(cluster), 0) + int(count)
-            members = np.flatnonzero(cluster_N == cluster)
-            best = int(members[np.argmax(score_N[members])])
-            score = float(score_N[best])
-            self._propose(int(cluster), (score, assignments["key"][best].as_py(), assignments["shard"][best].as_py()))
-
-    def merge(self, later: Tally) -> None:
-        """Add what was counted over rows that come after these."""
-        for cluster, size in later.sizes.items():
-            self.sizes[cluster] = self.sizes.get(cluster, 0) + size
-            self._propose(cluster, later.medoids[cluster])
-
-    def _propose(self, cluster: int, medoid: tuple[float, str, str]) -> None:
-        if cluster not in self.medoids or medoid[0] > self.medoids[cluster][0]:
-            self.medoids[cluster] = medoid
-
-
-def label_files(
-    samples: SamplesTable,
-    files: Sequence[SampleFile],
-    clustering: Clustering,
-    labeller: Labeller,
-    on_progress: Progress,
-) -> tuple[list[WrittenFile], Tally]:
-    """Write assignments of `files`, unseen until published. Memory is one data file."""
-    written, tally = [], Tally()
-    for done, file in enumerate(files):
-        rows = samples.read(file, columns=["key", "shard", "embedding"])
-        assignments = assignment_table(rows, labeller.label(as_tensor(embedding_matrix(rows))))
-        tally.add(assignments)
-        written.append(clustering.write_assignments(assignments, file))
-        on_progress("assign", done + 1, len(files))
-    return written, tally
-
-
-def assignment_table(rows: pa.Table, assignment: Assignment) -> pa.Table:
-    """Rows of ASSIGNMENTS in the order of `rows`; no runner-up is null."""
-    runner_up_N = assignment.runner_up_N.numpy()
-    columns = {
-        "key": rows["key"],
-        "shard": rows["shard"],
-        "cluster": assignment.cluster_N.numpy(),
-        "component": assignment.component_N.numpy(),
-        "probability": assignment.probability_N.numpy(),
-        "runner_up": pa.array(runner_up_N, pa.int64(), mask=runner_up_N == NOISE),
-        "score": assignment.score_N.numpy(),
-    }
-    return pa.table({name: columns[name] for name in ASSIGNMENTS.names}, schema=ASSIGNMENTS)
-
-
-def cluster_table(generation: int, tally: Tally, moves: Iterable[tuple[int, Move]], *, kept: set[int]) -> pa.Table:
-    """Rows of CLUSTERS: every cluster with rows. One that `kept` names was there before; others were born.
-
-    A born cluster's parent is the one it left during the fit, by split or birth, with that move's log Hastings ratio.
-    """
-    origin = {move.clusters[1]: move for _, move in moves if move.kind in ("split", "birth") and move.accepted}
+def cluster_table(
+    generation: int, tally: Tally, happened: Sequence[Event], log_hastings: Mapping[int, float] | None = None
+) -> pa.Table:
+    """Rows of CLUSTERS: every cluster with rows, and, of size 0, those that ended."""
     rows = []
-    for cluster in sorted(tally.sizes):
-        split = origin.get(cluster)
-        _, medoid_key, medoid_shard = tally.medoids[cluster]
+    for event in happened:
+        score, key, shard = tally.medoids.get(event.cluster, (None, None, None))
         rows.append(
             {
                 "generation": generation,
-                "cluster": cluster,
-                "size": tally.sizes[cluster],
-                "parents": [cluster] if cluster in kept else [split.clusters[0]] if split else [],
-                "event": "kept" if cluster in kept else "born",
-                "log_hastings": split.log_ratio if split else None,
-                "medoid_key": medoid_key,
-                "medoid_shard": medoid_shard,
+                "cluster": event.cluster,
+                "size": tally.sizes.get(event.cluster, 0),
+                "parents": list(event.parents),
+                "event": event.event,
+                "log_hastings": (log_hastings or {}).get(event.cluster),
+                "medoid_key": key,
+                "medoid_shard": shard,
+                "medoid_score": score,
             }
         )
     return pa.Table.from_pylist(rows, schema=CLUSTERS)
+
+
+def first_events(tally: Tally, moves: Iterable[tuple[int, Move]]) -> list[Event]:
+    """Of a clustering's first fit: every cluster was born, from the one it left during the fit by split or birth."""
+    origin = {move.clusters[1]: move for _, move in moves if move.kind in ("split", "birth") and move.accepted}
+    return [
+        Event(cluster, "born", (origin[cluster].clusters[0],) if cluster in origin else ())
+        for cluster in sorted(tally.sizes)
+    ]
+
+
+def events_between(old: Mapping[int, int], new: Mapping[int, int], overlap: Overlap) -> list[Event]:
+    """What became of clusters of these sizes, given the rows that each earlier one shares with each later one."""
+    old_ids, new_ids, count_OC = among(old, new, overlap)
+    sizes = (np.array([of.get(int(each), 0) for each in ids], np.int64) for of, ids in ((old, old_ids), (new, new_ids)))
+    return events(old_ids, new_ids, count_OC, *sizes)
+
+
+def among(old: Iterable[int], new: Iterable[int], overlap: Overlap) -> Overlap:
+    """The same overlap with all these clusters in it, also those that share no row."""
+    ids = [np.array(sorted(each), np.int64) for each in (old, new)]
+    return summed([(ids[0], ids[1], np.zeros((len(ids[0]), len(ids[1])), np.int64)), overlap])
+
+
+def nothing_happened(sizes: Mapping[int, int], before: Iterable[int]) -> list[Event]:
+    """Of rows that only joined: every cluster is kept, or born where it had no row before."""
+    old = set(before)
+    return [Event(each, "kept", (each,)) if each in old else Event(each, "born", ()) for each in sorted(sizes)]
+
+
+def ratios(moves: Iterable[tuple[int, Move]], model: Clusterer) -> dict[int, float]:
+    """The log Hastings ratio of the last accepted move that made each cluster what it is, where there was one."""
+    cluster = dict(zip(model.component_K.tolist(), model.id_K.tolist(), strict=True))
+    found: dict[int, float] = {}
+    for _, move in moves:
+        if move.accepted and math.isfinite(move.log_ratio):
+            made = move.clusters[:1] if move.kind == "merge" else move.clusters[1:]
+            found |= {cluster.get(each, each): move.log_ratio for each in made}
+    return found
 
 
 def move_table(generation: int, moves: Iterable[tuple[int, Move]]) -> pa.Table:

@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+import pyarrow.compute as pc
 
 from pipeline.tables.delta import Change, Delta, Layout, WrittenFile
+from pipeline.tables.ending import EndedFiles, Tables, end
+from pipeline.tables.generations import Generation, GenerationsTable, Publication
 from pipeline.tables.place import Place, place
 from pipeline.tables.samples import SampleFile
-from pipeline.tables.schema import ASSIGNMENTS, CLUSTERS, GENERATIONS, MOVES, TableError
+from pipeline.tables.schema import ASSIGNMENTS, CLUSTERS, MOVES, TableError
+from pipeline.tables.scrub import scrub
+
+__all__ = ["DIED", "Clustering", "EndedFiles", "Generation", "Publication"]
 
 Extent = tuple[str, str, str, int]
-
-
-class Publication(BaseModel):
-    """What whoever publishes a generation says of it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    samples_version: int
-    artifact: str  # digest
-    config_digest: str
-    parent: int | None = None  # the generation that this one continues; None for a fresh fit
-    decision: str
-    evidence: str = "{}"  # JSON
-
-
-class Generation(Publication):
-    """The publication record: which versions of which tables belong together. `created_at` is the only clock in it."""
-
-    generation: int
-    assignments_version: int
-    clusters_version: int
-    moves_version: int
-    created_at: datetime
+_ASSIGNMENTS = Layout(ASSIGNMENTS, statistics=("shard", "key"), repeated=("cluster", "component", "runner_up"))
+DIED = "died"  # the event of a cluster that is no longer there
 
 
 class Clustering:
@@ -49,10 +33,10 @@ class Clustering:
     def __init__(self, path: str | Place) -> None:
         self.path = str(path)
         root = place(path)
-        self._assignments = Delta(str(root / "assignments"), Layout(ASSIGNMENTS, statistics=("shard", "key")))
+        self._assignments = Delta(str(root / "assignments"), _ASSIGNMENTS)
         self._clusters = Delta(str(root / "clusters"), Layout(CLUSTERS, statistics=("generation",)))
         self._moves = Delta(str(root / "moves"), Layout(MOVES, statistics=("generation",)))
-        self._generations = Delta(str(root / "generations"), Layout(GENERATIONS, statistics=("generation",)))
+        self.published = GenerationsTable(root / "generations")
         self._covered: dict[int, dict[Extent, WrittenFile]] = {}  # by version of assignments; a version never changes
 
     @property
@@ -61,10 +45,15 @@ class Clustering:
         return place(self.path).name
 
     def begin(self) -> int:
-        """The number of the next generation, from 1; makes the tables if this is the first."""
-        for table in (self._assignments, self._clusters, self._moves, self._generations):
+        """The number of the next generation, from 1; makes the tables if this is the first.
+
+        Tables made before the schemas had all of their columns get the missing ones.
+        """
+        for table in (self._assignments, self._clusters, self._moves):
             table.create()
-        return _next(self._generations.files())
+            table.extend()
+        self.published.create()
+        return self.published.next
 
     def write_assignments(self, table: pa.Table, samples_file: SampleFile) -> WrittenFile:
         """Write the assignments of one samples file, row for row, unseen until `publish`.
@@ -80,6 +69,14 @@ class Clustering:
             )
         return file
 
+    def read_written(self, file: WrittenFile, columns: Sequence[str] | None = None) -> pa.Table:
+        """Rows of a file that `write_assignments` or `assignment_file` gave."""
+        return self._assignments.read(file.path, file.rows, columns)
+
+    def discard_assignments(self, files: Sequence[WrittenFile]) -> None:
+        """Delete what was written and will not be published."""
+        self._assignments.discard(files)
+
     def publish(
         self,
         generation: int,
@@ -87,40 +84,61 @@ class Clustering:
         clusters: pa.Table,
         moves: pa.Table,
         record: Publication,
+        covering: Sequence[SampleFile] | None = None,
     ) -> Generation:
         """Publish what `begin` numbered: assignments, clusters and moves first, the row in `generations` last.
 
-        With a `parent`, its assignments are carried over for samples files that `assignment_files` do not cover.
+        With a `parent`, its assignments are carried over for those samples files of `covering` (default: all that it
+        has) that `assignment_files` do not cover.
         A crash in between leaves nothing that readers see, and the same generation can be published again. Of two
-        writers of one generation the second gets a TableError.
+        writers of one generation the second gets a TableError, before it commits anything if the first was done then;
+        so does a writer while whose publication generations were ended.
         """
-        self._require_next(generation, self._generations.files())
+        look = self.published.look(generation)
+
+        def require() -> None:
+            self.published.require(look)
+
+        wanted = self._carried(record.parent, covering) | {_extent(file): file for file in assignment_files}
         whole = Generation(
             **record.model_dump(),
             generation=generation,
-            assignments_version=self._replace_assignments(assignment_files, record.parent),
-            clusters_version=_replace_generation(self._clusters, generation, clusters),
-            moves_version=_replace_generation(self._moves, generation, moves),
+            assignments_version=self._replace_assignments(list(wanted.values()), require),
+            clusters_version=_replace_generation(self._clusters, generation, clusters, require),
+            moves_version=_replace_generation(self._moves, generation, moves, require),
             created_at=datetime.now(UTC),
         )
-        row = self._generations.write(pa.Table.from_pylist([whole.model_dump()], schema=GENERATIONS))
-
-        def plan(present: list[WrittenFile]) -> Change:
-            self._require_next(generation, present)
-            return Change([row])
-
-        self._generations.commit(plan)
+        self.published.append(whole, look)
         return whole
 
+    def end(self, numbers: Collection[int]) -> EndedFiles:
+        """End generations: their rows, their moves and the samples that their clusters name go; `lineage` stays.
+
+        Then deletes the data files that no remaining generation names, and no newest version; never one that no
+        version named. Numbers that have ended already are no error, and what a crash left over is finished by the next
+        call. Writers that publish meanwhile get a TableError. Raises TableError for a number that never was.
+        """
+        return end(Tables(self._assignments, self._clusters, self._moves), self.published, numbers)
+
+    def retain(self, keep: int) -> EndedFiles:
+        """End all generations but the newest `keep`. Raises TableError unless that is at least one."""
+        if keep < 1:
+            raise TableError(f"{keep} generations are to be kept; keep 1 or more.")
+        return self.end([each.generation for each in self.generations()[:-keep]])
+
+    def scrub(self, keys: Collection[str]) -> None:
+        """Take sample keys out of the logs, but for files that a generation or a newest version names; see `scrub`."""
+        remaining = self.generations()
+        scrub(self._assignments, keys, {each.assignments_version for each in remaining})
+        scrub(self._clusters, keys, {each.clusters_version for each in remaining})
+        scrub(self._moves, keys, {each.moves_version for each in remaining})
+
     def generations(self) -> list[Generation]:
-        """All published generations, oldest first."""
-        if not self._generations.exists():
-            return []
-        rows = self._generations.read_all(self._generations.files()).to_pylist()
-        return sorted((Generation.model_validate(row) for row in rows), key=lambda each: each.generation)
+        """All published generations that have not ended, oldest first."""
+        return self.published.read()
 
     def latest(self) -> Generation | None:
-        """The newest published generation."""
+        """The newest of them."""
         return max(self.generations(), key=lambda each: each.generation, default=None)
 
     def generation(self, number: int) -> Generation:
@@ -136,17 +154,40 @@ class Clustering:
         self, generation: Generation, file: SampleFile, columns: Sequence[str] | None = None
     ) -> pa.Table:
         """Assignments of one samples file, row for row. Raises TableError if the generation has none for it."""
+        return self.read_written(self.assignment_file(generation, file), columns)
+
+    def assignment_file(self, generation: Generation, file: SampleFile) -> WrittenFile:
+        """Where the assignments of one samples file are: two generations that agree on its path agree on its rows.
+
+        From the log alone. Raises TableError if the generation has none for it.
+        """
         written = self._files_at(generation.assignments_version).get(file.extent)
         if written is None:
             raise TableError(
                 f"Generation {generation.generation} of clustering {self.name} has no assignments for shard "
                 f"{file.shard}, which came after it; run `shoal assign`."
             )
-        return self._assignments.read(written.path, written.rows, columns)
+        return written
 
     def clusters(self, generation: Generation) -> pa.Table:
-        """The clusters of a generation, as published."""
+        """The living clusters of a generation, as published."""
+        events = self.events(generation)
+        return events.filter(pc.not_equal(events["event"], DIED))
+
+    def events(self, generation: Generation) -> pa.Table:
+        """As `clusters`, with those that died in this generation."""
         return _read_generation(self._clusters, generation.clusters_version, generation.generation)
+
+    def lineage(self) -> pa.Table:
+        """Events of all generations ever published, ended ones too (without their medoids), by generation and cluster.
+
+        That is enough to follow a cluster from its birth on. What a crashed publication left is not in it.
+        """
+        if not self._clusters.exists():
+            return CLUSTERS.empty_table()
+        rows = self._clusters.read_all(self._clusters.files())
+        done = pc.less(rows["generation"], self.published.next)
+        return rows.filter(done).sort_by([("generation", "ascending"), ("cluster", "ascending")])
 
     def moves(self, generation: Generation) -> pa.Table:
         """The moves that led to a generation, as published."""
@@ -161,22 +202,20 @@ class Clustering:
             "moves": sum(each.rows for each in _of(self._moves.files(generation.moves_version), number)),
         }
 
-    def _require_next(self, generation: int, published: list[WrittenFile]) -> None:
-        expected = _next(published)
-        if generation != expected:
-            raise TableError(
-                f"This writer lost a race: it prepared generation {generation} of clustering {self.name} but the next "
-                f"is {expected}, so another writer published first; run again."
-            )
+    def _carried(self, parent: int | None, covering: Sequence[SampleFile] | None) -> dict[Extent, WrittenFile]:
+        if parent is None:
+            return {}
+        old = self._files_at(self.generation(parent).assignments_version)
+        if covering is None:
+            return dict(old)
+        return {file.extent: old[file.extent] for file in covering if file.extent in old}
 
-    def _replace_assignments(self, files: Sequence[WrittenFile], parent: int | None) -> int:
-        wanted = {} if parent is None else dict(self._files_at(self.generation(parent).assignments_version))
-        wanted.update({_extent(file): file for file in files})
-
+    def _replace_assignments(self, wanted: Sequence[WrittenFile], require: Callable[[], None]) -> int:
         def plan(present: list[WrittenFile]) -> Change:
-            old, new = {file.path for file in present}, {file.path for file in wanted.values()}
+            require()
+            old, new = {file.path for file in present}, {file.path for file in wanted}
             return Change(
-                added=[file for file in wanted.values() if file.path not in old],
+                added=[file for file in wanted if file.path not in old],
                 removed=[file for file in present if file.path not in new],
             )
 
@@ -192,21 +231,23 @@ def _extent(file: WrittenFile) -> Extent:
     return file.minimum["shard"], file.minimum["key"], file.maximum["key"], file.rows
 
 
-def _next(published: list[WrittenFile]) -> int:
-    return int(max((file.maximum["generation"] for file in published), default=0)) + 1
-
-
 def _of(files: list[WrittenFile], generation: int) -> list[WrittenFile]:
     return [file for file in files if file.minimum["generation"] == generation]
 
 
-def _replace_generation(table: Delta, generation: int, rows: pa.Table) -> int:
+def _replace_generation(table: Delta, generation: int, rows: pa.Table, require: Callable[[], None]) -> int:
     """Commit the rows of a generation in place of any that a crashed attempt left under its number."""
     numbers: set[Any] = set(rows["generation"].to_pylist())
     if numbers - {generation}:
         raise TableError(f"Rows of {table.path} have generations {sorted(numbers)}; expected {generation} only.")
+    require()
     added = [table.write(rows)] if rows.num_rows else []
-    return table.commit(lambda present: Change(added, removed=_of(present, generation)))
+
+    def plan(present: list[WrittenFile]) -> Change:
+        require()
+        return Change(added, removed=_of(present, generation))
+
+    return table.commit(plan)
 
 
 def _read_generation(table: Delta, version: int, generation: int) -> pa.Table:

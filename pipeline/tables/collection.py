@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline.tables.artifacts import ArtifactStore
 from pipeline.tables.clusterings import Clustering
 from pipeline.tables.delta import check_path
+from pipeline.tables.orphans import sweep_artifacts
 from pipeline.tables.place import Place, children, place, write_whole
 from pipeline.tables.samples import SamplesTable, TableProperties
 from pipeline.tables.schema import TableError
@@ -104,6 +105,16 @@ class Collection:
         """Names of the clusterings with at least one published generation, sorted."""
         names = [each.name for each in children(self.path / "clusterings") if each.is_dir()]
         return [name for name in names if _NAME.fullmatch(name) and self.clustering(name).latest() is not None]
+
+    def sweep_artifacts(self) -> list[str]:
+        """Remove the artifacts that only ended generations name, of whatever clustering; the digests of the removed.
+
+        Backbones stay, and what no generation ever named. Can be repeated, also after a crash. A model that is fitted
+        again, to the same digest, while this runs may be removed before it is published.
+        """
+        names = [each.name for each in children(self.path / "clusterings") if _NAME.fullmatch(each.name)]
+        tables = [self.clustering(name).published for name in names]
+        return sweep_artifacts(self.artifacts, tables, self.samples.version if self.has_samples() else 0)
 
     @property
     def _samples_path(self) -> Place:

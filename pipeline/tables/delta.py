@@ -35,6 +35,7 @@ RETENTION = {  # nothing expires by itself: generations name versions for as lon
 }
 _READERS = 16  # an object store answers one request in tens of milliseconds
 PROPERTY_PREFIX = "shoal."
+FEW_COMMITS = 64  # whose log files are read one by one; a whole version is fewer requests than more of them
 _MISREAD_BY_DELTALAKE = re.compile(r"%[0-9A-Fa-f]{2}|\\")  # 1.6.6 decodes a local path once more than it encodes it
 
 
@@ -142,6 +143,23 @@ class Delta:
         """
         return self.at(version).files()
 
+    def changes(self, since: int, to: int | None = None) -> tuple[list[WrittenFile], list[WrittenFile]]:
+        """Files that version `to` (default the newest) has and version `since` has not, and the other way round.
+
+        By path, in no order. Reads one small log file per commit in between if those are few and only added; else the
+        two whole versions.
+        """
+        later = self.at(to)
+        between = later.since(since) if later.number - since <= FEW_COMMITS else None
+        if between is not None:
+            return between.added, []
+        after = {file.path: file for file in later.files()}
+        before = {file.path: file for file in self.files(since)}
+        return (
+            [file for path, file in after.items() if path not in before],
+            [file for path, file in before.items() if path not in after],
+        )
+
     def write(self, table: pa.Table, partition: str | None = None) -> WrittenFile:
         """Write rows, in the order given, to one Parquet file under a unique name that no reader sees before a commit.
 
@@ -156,7 +174,7 @@ class Delta:
         if filesystem.type_name == "local":  # object stores have no folders
             filesystem.create_dir(f"{root}/{folder}", recursive=True)
         with filesystem.open_output_stream(f"{root}/{name}") as sink:
-            pq.write_table(rows, sink, compression="zstd", **_encodings(rows.schema))
+            pq.write_table(rows, sink, compression="zstd", **self.layout.encodings)
             size = sink.tell()
         bounds = {column: pc.min_max(rows[column]).as_py() for column in self.layout.statistics}
         minimum, maximum = ({column: bound[side] for column, bound in bounds.items()} for side in ("min", "max"))
@@ -168,10 +186,10 @@ class Delta:
         for file in files:
             filesystem.delete_file(f"{root}/{file.path}")
 
-    def read(self, file: str, rows: int, columns: Sequence[str] | None = None) -> pa.Table:
+    def read(self, file: str, rows: int | None, columns: Sequence[str] | None = None) -> pa.Table:
         """One data file in its order; columns that it was written without are null.
 
-        Raises TableError if it is gone, damaged or has another number of rows.
+        Raises TableError if it is gone, damaged or has another number of rows than `rows` (None: any).
         """
         filesystem, root = open_filesystem(self.path)
         try:
@@ -181,7 +199,7 @@ class Delta:
             raise TableError(
                 f"Data file {file} of {self.path} cannot be read ({one_line(error)}); restore it or rebuild the table."
             ) from error
-        if table.num_rows != rows:
+        if rows is not None and table.num_rows != rows:
             raise TableError(
                 f"Data file {file} of {self.path} has {table.num_rows} rows but its log entry says {rows}; "
                 "restore the file or rebuild the table."
@@ -228,6 +246,15 @@ class Delta:
                     f"{self.path} cannot be committed to ({one_line(error)}); check the folder."
                 ) from error
         raise self._outrun(refusal)
+
+    def checkpoint(self) -> str:
+        """Sum the log up in a checkpoint of the newest version; its file name in `_delta_log`."""
+        handle = self._handle_at(None)
+        try:
+            handle.create_checkpoint()
+        except (DeltaError, OSError) as error:
+            raise TableError(f"{self.path} cannot be checkpointed ({one_line(error)}); check the folder.") from error
+        return f"{handle.version():020d}.checkpoint.parquet"
 
     def _outrun(self, refusal: str) -> TableError:
         return TableError(
@@ -314,12 +341,3 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
         return pa.table(columns, names=schema.names).cast(schema)
     except (pa.ArrowException, ValueError) as error:
         raise TableError(f"Rows do not have the table's types ({one_line(error)}); expected {schema.names}.") from error
-
-
-def _encodings(schema: pa.Schema) -> dict[str, Any]:
-    floats = [each.name for each in schema if each.type == pa.list_(pa.float32())]
-    repeated = [each.name for each in schema if each.type == pa.string() and each.name != "key"]
-    return {
-        "use_dictionary": repeated or False,
-        "column_encoding": {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in floats} or None,
-    }

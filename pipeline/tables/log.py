@@ -1,4 +1,4 @@
-"""What the log of a Delta table says of its files: those of one version, and those that came since another."""
+"""What the log of a Delta table says of its files: those of one version, and what changed since another."""
 
 from __future__ import annotations
 
@@ -18,11 +18,25 @@ _HARMLESS = {"add", "commitInfo", "txn"}  # what a commit may do without taking 
 
 @dataclass(frozen=True)
 class Layout:
-    """The type of a table on disk: columns of a data file, partition column, and columns whose bounds the log keeps."""
+    """The type of a table on disk: columns of a data file, partition column, and columns whose bounds the log keeps.
+
+    `repeated` names the integer columns with few distinct values, which are stored as a dictionary.
+    """
 
     schema: pa.Schema
     statistics: tuple[str, ...]
     partition: pa.Field | None = None
+    repeated: tuple[str, ...] = ()
+
+    @property
+    def encodings(self) -> dict[str, Any]:
+        """How Parquet encodes the columns: a dictionary for what repeats itself, split bytes for embeddings."""
+        floats = [each.name for each in self.schema if each.type == pa.list_(pa.float32())]
+        strings = [each.name for each in self.schema if each.type == pa.string() and each.name != "key"]
+        return {
+            "use_dictionary": [*strings, *self.repeated] or False,
+            "column_encoding": {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in floats} or None,
+        }
 
     @property
     def delta_schema(self) -> Schema:

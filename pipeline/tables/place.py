@@ -177,6 +177,20 @@ def write_whole(path: Place, data: bytes) -> None:
         scratch.unlink(missing_ok=True)
 
 
+@contextmanager
+def opened(path: Place) -> Iterator[pa.NativeFile]:
+    """A file of which any part can be read, each for a request where it is in a store.
+
+    Raises OSError where the file is missing or cannot be read, then or later.
+    """
+    if isinstance(path, StorePath):
+        with path._asked() as (filesystem, name), filesystem.open_input_file(name) as source:
+            yield source
+    else:
+        with pa.OSFile(str(path)) as source:
+            yield source
+
+
 def remove_tree(folder: Place) -> None:
     """Delete a folder and what is in it, as far as that is possible."""
     if isinstance(folder, Path):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,12 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.tables.delta import Change, Delta, Layout, Version, WrittenFile, conform
+from pipeline.tables.sample_files import SampleFile, check_one_shard_each, of_listing, of_written, shard_of
 from pipeline.tables.schema import EMBEDDING, OK, REJECTED, SAMPLES, STATUS, Reason, TableError
+from pipeline.tables.scrub import scrub
+from pipeline.tables.sweep import delete, unused
+
+__all__ = ["LAYOUT", "SampleFile", "SamplesTable", "TableProperties", "embedding_array", "embedding_matrix"]
 
 LAYOUT = Layout(SAMPLES, statistics=("shard", "key", "offset"), partition=STATUS)
 
@@ -39,30 +43,6 @@ class TableProperties(BaseModel):
     def from_stored(cls, stored: Mapping[str, str]) -> TableProperties:
         """The inverse of `stored`."""
         return cls.model_validate({name: json.loads(value) for name, value in stored.items()})
-
-
-@dataclass(frozen=True, slots=True)
-class SampleFile:
-    """A committed data file: rows of exactly one shard, `(shard, key)` unique in the `ok` part."""
-
-    path: str
-    rows: int
-    shard: str
-    bytes: int
-    first_key: str  # smallest and largest key, not those of the first and last row
-    last_key: str
-    first_offset: int | None  # null for imported embeddings
-
-    @property
-    def extent(self) -> tuple[str, str, str, int]:
-        """Which rows these are, whatever the file is called: no two `ok` files of a version share it."""
-        return self.shard, self.first_key, self.last_key, self.rows
-
-    @property
-    def order(self) -> tuple[str, int, str, str, int, str]:
-        """Sorts files by what is in them, so that neither random names nor the order of commits shows."""
-        offset = -1 if self.first_offset is None else self.first_offset
-        return self.shard, offset, self.first_key, self.last_key, self.rows, self.path
 
 
 class SamplesTable:
@@ -118,16 +98,27 @@ class SamplesTable:
 
     def files(self, status: str = OK, version: int | None = None) -> list[SampleFile]:
         """Data files in canonical order: by shard, offset and key, however they were committed. From the log alone."""
-        return self.files_by_status(version)[status]
+        return self.files_by_status(version).get(status, [])
 
     def files_by_status(self, version: int | None = None) -> dict[str, list[SampleFile]]:
-        """As `files`, for both statuses at the cost of one."""
+        """As `files`, for all statuses at the cost of one; REMOVED only where there are any."""
         found: dict[str, list[SampleFile]] = {OK: [], REJECTED: []}
         listing = self._delta.at(version).listing()
-        _check_one_shard_each(listing)
-        for file, status in zip(_sample_files(listing), listing["partition"].to_pylist(), strict=True):
-            found[status].append(file)
+        check_one_shard_each(listing)
+        for file, status in zip(of_listing(listing), listing["partition"].to_pylist(), strict=True):
+            found.setdefault(status, []).append(file)
         return {status: sorted(files, key=lambda file: file.order) for status, files in found.items()}
+
+    def changes(self, since: int, to: int | None = None) -> tuple[list[SampleFile], list[SampleFile]]:
+        """`ok` files that version `to` (default the newest) has and version `since` has not, and the other way round.
+
+        Both in canonical order. From the log alone: O(what was added) after few commits that only added, else O(files).
+        """
+        added, removed = (
+            sorted((of_written(file) for file in files if file.partition == OK), key=lambda file: file.order)
+            for files in self._delta.changes(since, to)
+        )
+        return added, removed
 
     def done_shards(self, version: int | None = None) -> set[str]:
         """Shards with rows of either status. From the statistics in the log, so O(files) and no data is read."""
@@ -175,13 +166,46 @@ class SamplesTable:
         Beyond what deltalake does itself (0.2 s with 100,000 files), the first commit of an object lists the table, and
         the others cost what was added since.
         """
-        shards = {_shard_of(file) for file in files}
+        shards = {shard_of(file) for file in files}
 
         def plan(version: Version) -> Change:
             _refuse_done(shards, self._done.at(version))
             return Change(files, metadata=metadata or {})
 
         return self._delta.commit_on(plan, transaction)
+
+    def replace(
+        self,
+        removed: Sequence[SampleFile],
+        added: Sequence[WrittenFile],
+        metadata: Mapping[str, str] | None = None,
+    ) -> int:
+        """Have `added`, which `write` gave, take the place of `removed` in one commit; returns the version that has it.
+
+        `removed` may be of both statuses. Raises TableError, and changes nothing, if one of them is not in the newest
+        version. O(files).
+        """
+
+        def plan(present: list[WrittenFile]) -> Change:
+            by_path = {file.path: file for file in present}
+            gone = [file.path for file in removed if file.path not in by_path]
+            if gone:
+                raise TableError(
+                    f"This writer lost a race: {len(gone)} of {len(removed)} files to be replaced are no longer in "
+                    f"{self.path}, first {gone[0]}; nothing was changed, run again."
+                )
+            return Change(added, [by_path[file.path] for file in removed], metadata or {})
+
+        return self._delta.commit(plan)
+
+    def scrub(self, keys: Collection[str], versions: Collection[int] = ()) -> None:
+        """Delete what only earlier versions have, but for `versions`, and take the `keys` in it out of the log.
+
+        For keys that the newest version and `versions` have no longer; see `pipeline.tables.scrub`. What no version
+        ever had stays: a writer may be about to commit it.
+        """
+        delete(self._delta, unused(self._delta, versions, self._delta.version))
+        scrub(self._delta, keys, versions)
 
     def discard(self, files: Sequence[WrittenFile]) -> None:
         """Delete files that were written and will not be committed."""
@@ -219,10 +243,10 @@ class _DoneShards:
         since = None if self._version is None else version.since(self._version)
         if since is None:
             listing = version.listing()
-            _check_one_shard_each(listing)
+            check_one_shard_each(listing)
             self._shards = set(listing["min.shard"].to_pylist())
         else:
-            self._shards.update(_shard_of(file) for file in since.added)
+            self._shards.update(shard_of(file) for file in since.added)
         self._version = version.number
         return self._shards
 
@@ -273,29 +297,3 @@ def _check_reasons(rows: pa.Table) -> None:
     unknown = set(pc.unique(rows["reason"]).to_pylist()) - set(Reason)
     if unknown:
         raise TableError(f"A rejected row has the reason {sorted(map(str, unknown))}; expected one of {list(Reason)}.")
-
-
-def _sample_files(listing: pa.Table) -> Iterator[SampleFile]:
-    columns = ("path", "rows", "min.shard", "size", "min.key", "max.key", "min.offset")
-    return map(SampleFile, *(listing[name].to_pylist() for name in columns))
-
-
-def _check_one_shard_each(listing: pa.Table) -> None:
-    one = pc.and_(pc.equal(listing["min.shard"], listing["max.shard"]), pc.is_valid(listing["rows"]))
-    bad = listing.filter(pc.invert(pc.fill_null(one, False))).slice(0, 1).to_pylist()
-    if bad:
-        raise _foreign(bad[0]["path"], bad[0]["min.shard"], bad[0]["max.shard"])
-
-
-def _shard_of(file: WrittenFile) -> str:
-    first, last = file.minimum["shard"], file.maximum["shard"]
-    if first is None or first != last or file.rows is None:
-        raise _foreign(file.path, first, last)
-    return str(first)
-
-
-def _foreign(path: str, first: str | None, last: str | None) -> TableError:
-    return TableError(
-        f"Data file {path} has shards {first} to {last} in the log but must have exactly one; "
-        "the table was changed by another tool: restore an earlier version."
-    )

@@ -10,7 +10,8 @@ from enum import StrEnum
 
 import pyarrow as pa
 
-OK, REJECTED = "ok", "rejected"  # the two values of the partition column of `samples`
+OK, REJECTED = "ok", "rejected"  # values of the partition column of `samples`
+REMOVED = "removed"  # a third: what `shoal remove` left in place of a row, so that its shard stays done
 STATUS = pa.field("status", pa.string(), nullable=False)
 MAX_DIMENSION = 65_536  # wider rows are a damaged header or a mistake, and one block of them would fill memory
 
@@ -37,6 +38,7 @@ class Reason(StrEnum):
     unsupported_image = "unsupported_image"
     kills_decoder = "kills_decoder"
     non_finite_embedding = "non_finite_embedding"
+    removed = "removed"  # taken down by `shoal remove`; the row holds a digest in place of the key, and nothing else
 
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:
@@ -91,10 +93,11 @@ CLUSTERS = pa.schema(
         _required("cluster", pa.int64()),
         _required("size", pa.int64()),
         pa.field("parents", _list_of(pa.int64())),
-        _required("event", pa.string()),  # born, kept, split, merged, died
+        _required("event", pa.string()),  # born, kept, split, merged, died; what died has size 0
         pa.field("log_hastings", pa.float64()),
         pa.field("medoid_key", pa.string()),
         pa.field("medoid_shard", pa.string()),
+        pa.field("medoid_score", pa.float64()),  # older tables lack this column
     ]
 )
 
@@ -123,5 +126,6 @@ GENERATIONS = pa.schema(
         _required("decision", pa.string()),
         _required("evidence", pa.string()),  # JSON
         _required("created_at", pa.timestamp("us", tz="UTC")),
+        pa.field("statistics", pa.string()),  # digest of what learning continues from; older tables lack this column
     ]
 )

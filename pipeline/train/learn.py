@@ -19,7 +19,7 @@ from models.swav.config import PrototypesConfig
 from models.swav.health import doubts
 from models.swav.objective import SwAVObjective
 from pipeline.cluster.config import ClusterConfig
-from pipeline.cluster.fitted import to_numpy
+from pipeline.cluster.tensors import to_numpy
 from pipeline.extract.backbone import publish_backbone
 from pipeline.extract.shard import table_properties
 from pipeline.ingest.decode import DecodeConfig

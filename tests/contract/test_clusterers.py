@@ -17,8 +17,11 @@ from models.clusterer import NOISE, Assignment, Clusterer, DataSummary, Stats
 from models.deepdpm.config import DeepDPMConfig
 from models.deepdpm.objective import DeepDPMObjective
 from models.dpm.config import DPMConfig
+from models.dpm.mixture import DPM
 from models.errors import ShoalError
 from models.gmm import GMMConfig
+from models.increment import Held as HeldRows
+from models.increment import Refinable, folded, scaled
 from models.kmeans import KMeansConfig
 from models.objective import Plan, whole_batch
 from models.registry import ALGORITHMS, ClustererConfig, load, start
@@ -27,6 +30,7 @@ from models.swav.network import make_head
 from models.swav.prototypes import Prototypes
 from pipeline.train.world import Alone
 
+MOMENTS = {"count_K", "sum_KD", "second_KDD"}
 PASSES = 300  # a fit that has not settled by then never will
 
 
@@ -83,7 +87,7 @@ def fitted(kind: str, x_ND: Tensor, clusters: int = 4) -> Clusterer:
     return fit(start(config_for(kind, clusters), summarise(x_ND)), x_ND)
 
 
-class Held:
+class InMemory:
     """Passes over rows in memory."""
 
     def __init__(self, x_ND: Tensor) -> None:
@@ -98,7 +102,7 @@ def trained(x_ND: Tensor, epochs: int) -> Clusterer:
     """DeepDPM after some epochs of plain gradient descent: the trainer in small."""
     config = config_for("deepdpm", 4)
     assert isinstance(config, DeepDPMConfig)
-    objective, passes = DeepDPMObjective(config), Held(x_ND)
+    objective, passes = DeepDPMObjective(config), InMemory(x_ND)
     net = objective.build(passes.data, Plan(128, 8, 1))
     optimizer = torch.optim.SGD(objective.groups(net), lr=0.1)
     row_N, step = torch.arange(len(x_ND)), 0
@@ -129,6 +133,27 @@ def halfway(kind: str) -> Clusterer:
         return trained(x_ND, epochs=2)
     first = prototypes() if kind == "prototypes" else start(config_for(kind, 4), summarise(x_ND))
     return fit(first, x_ND, passes=4)
+
+
+@cache
+def plain(kind: str) -> Clusterer:
+    """The same without what only a search needs: subclusters on trial count rows a second time."""
+    model = halfway(kind)
+    return model.plain(nothing(model))[0] if isinstance(model, DPM) else model  # type: ignore[arg-type]
+
+
+def nothing(model: Clusterer) -> Stats:
+    return model.expect(torch.empty(0, model.dim), torch.empty(0, dtype=torch.int64))
+
+
+def no_rows(dim: int) -> HeldRows:
+    none = torch.empty(0, dtype=torch.int64)
+    return HeldRows(torch.empty(0, dim), none, none, none.double(), none.bool())
+
+
+def known(stats: Stats) -> dict[str, Tensor]:
+    """Summands but those that say of themselves that they are unknown."""
+    return {name: value for name, value in stats.tensors().items() if not bool(value.isnan().any())}
 
 
 def assert_close(actual: dict[str, Tensor], expected: dict[str, Tensor], relative: float) -> None:
@@ -360,3 +385,142 @@ def test_rows_of_another_dimension_are_refused_with_both_numbers(kind: str, meth
     model, x_ND = halfway(kind), gaussian(4, 5)
     with pytest.raises(ShoalError, match=r"5-d .* 3-d"):
         model.expect(x_ND, torch.arange(4)) if method == "expect" else model.assign(x_ND)
+
+
+@any_kind
+def test_ids_of_components_are_distinct_and_below_the_next(kind: str) -> None:
+    model = halfway(kind)
+    assert model.component_K.dtype == torch.int64
+    assert model.component_K.unique().numel() == len(model.id_K)
+    assert model.next_id > max(model.component_K.max(), model.id_K.max())
+
+
+@any_kind
+def test_rows_are_counted_where_they_are_said_to_be_or_not_at_all(kind: str) -> None:
+    model, x_ND = plain(kind), planted(300, spread=1.2)[0]
+    component_N = model.assign(x_ND).component_N
+    if not model.hard:
+        with pytest.raises(ShoalError, match=r"share rows among components, .*; recount"):
+            model.counted(x_ND, component_N)
+        return
+    whole = model.expect(x_ND, torch.arange(300)).tensors()
+    found = known(model.counted(x_ND, component_N))
+    assert len(found) > 1
+    assert_close(found, {name: whole[name] for name in found}, relative=1e-12)
+    elsewhere_N = (component_N + 1) % len(model.id_K)
+    elsewhere = known(model.counted(x_ND, elsewhere_N))
+    assert float((elsewhere["count_K"] - torch.bincount(elsewhere_N, minlength=len(whole["count_K"]))).abs().max()) == 0
+
+
+@any_kind
+def test_rows_count_as_often_as_they_weigh(kind: str) -> None:
+    model, x_ND = plain(kind), planted(300, spread=1.2)[0]
+    if not model.hard:
+        return
+    component_N, weight_N = model.assign(x_ND).component_N, 0.5 + torch.arange(300).double() % 3
+    one = model.counted(x_ND, component_N, weight_N)
+    parts = [model.counted(x_ND[k::3], component_N[k::3]) for k in range(3)]
+    other = scaled(parts[0], 0.5) + scaled(parts[1], 1.5) + scaled(parts[2], 2.5)
+    assert_close(known(one), known(other), relative=1e-12)
+    left, before = (one + model.counted(x_ND, component_N, -weight_N)).tensors(), one.tensors()
+    assert float(before["count_K"].sum()) == float(weight_N.sum())
+    for name in MOMENTS & before.keys():
+        assert float(left[name].abs().max()) <= 1e-12 * float(before[name].abs().max())
+
+
+@any_kind
+def test_a_renamed_model_differs_in_names_alone(kind: str) -> None:
+    model, x_ND = halfway(kind), planted(300, spread=1.2)[0]
+    name_K = 1000 - 7 * model.id_K
+    renamed = model.renamed(name_K, 5000)
+    assert torch.equal(renamed.id_K, name_K)
+    assert renamed.next_id >= 5000
+    assert model.renamed(name_K, 0).next_id >= max(model.next_id, 1001 - 7 * int(model.id_K.min()))
+    assert torch.equal(renamed.component_K, model.component_K if kind == "dpm" else name_K)
+    before, after = model.assign(x_ND), renamed.assign(x_ND)
+    named = {NOISE: NOISE} | {cluster: 1000 - 7 * cluster for cluster in model.id_K.tolist()}
+    for field in ("cluster_N", "runner_up_N"):
+        old, new = (vars(found)[field].tolist() for found in (before, after))
+        assert [named[each] for each in old] == new
+    for field in ("component_N", "probability_N", "score_N"):
+        assert torch.equal(vars(before)[field], vars(after)[field])
+    stats = [each.expect(x_ND, torch.arange(300)).tensors() for each in (model, renamed)]
+    assert_close(stats[1], stats[0], relative=0.0)
+    again = load(config_for(kind, 4), safetensors.torch.load(safetensors.torch.save(renamed.tensors())))
+    assert (again.id_K.tolist(), again.next_id) == (name_K.tolist(), renamed.next_id)
+    assert torch.equal(again.component_K, renamed.component_K)
+
+
+@any_kind
+def test_labels_need_nothing_that_only_learning_needs(kind: str) -> None:
+    model, x_ND = halfway(kind), planted(300, spread=1.2)[0]
+    tensors = model.tensors()
+    assert set(model.retained) <= set(tensors)
+    bare = load(config_for(kind, 4), {name: value for name, value in tensors.items() if name not in model.retained})
+    assert_same(bare.assign(x_ND), model.assign(x_ND))
+    assert torch.equal(bare.component_K, model.component_K)
+    assert bare.next_id == model.next_id
+    parts = [each.expect(x_ND, torch.arange(300)).tensors() for each in (bare, model)]
+    assert_close(parts[0], parts[1], relative=0.0)
+
+
+@pytest.mark.parametrize("kind", ["kmeans", "gmm", "deepdpm", "prototypes"])
+def test_models_of_earlier_versions_are_numbered(kind: str) -> None:
+    model = halfway(kind)
+    earlier = {name: value for name, value in model.tensors().items() if name not in ("id_K", "next_id")}
+    again = load(config_for(kind, 4), earlier)
+    assert torch.equal(again.id_K, model.id_K)
+    assert again.next_id == int(model.id_K.max()) + 1
+
+
+@any_kind
+@settings(max_examples=5)
+@given(seed=st.integers(0, 2**32))
+def test_ten_increments_leave_behind_what_one_pass_does(kind: str, seed: int) -> None:
+    x_ND, row_N, model = planted(503, spread=1.2)[0], torch.arange(503), halfway(kind)
+    rng = torch.Generator().manual_seed(seed)
+    order_N, cut = torch.randperm(503, generator=rng), torch.randperm(502, generator=rng)[:10].sort().values + 1
+    first, *increments = order_N.tensor_split(cut)
+    stats = model.expect(x_ND[first], row_N[first])
+    for index in increments:
+        stats = folded(stats, 1.0, model.expect(x_ND[index], row_N[index]))
+    assert_close(stats.tensors(), model.expect(x_ND, row_N).tensors(), relative=1e-9)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ALGORITHMS if kind in ("kmeans", "gmm", "dpm")])
+def test_nothing_to_refine_changes_nothing(kind: str) -> None:
+    x_ND, _ = planted(400, spread=3.0)
+    config = config_for(kind, 4).model_copy(update={"tolerance": 1e-12} if kind in ("kmeans", "gmm") else {})
+    model = fit(start(config, summarise(x_ND)), x_ND)
+    assert isinstance(model, Refinable)
+    stats = model.expect(x_ND, torch.arange(400))
+    found = model.refined(no_rows(3), stats, x_ND, torch.Generator().manual_seed(0))
+    assert_same(found.model.assign(x_ND), model.assign(x_ND))
+    assert torch.equal(found.model.component_K, model.component_K)
+    assert torch.equal(found.model.id_K, model.id_K)
+    assert_close(known(found.stats), {name: stats.tensors()[name] for name in known(found.stats)}, relative=1e-6)
+    assert (dict(found.heir), found.unsettled, len(found.component_N)) == ({}, (), 0)
+    assert not any(move.accepted for move in found.moves)
+
+
+@pytest.mark.parametrize("kind", ["kmeans", "gmm", "dpm"])
+def test_rows_that_came_late_are_taken_in(kind: str) -> None:
+    """Refined by rows that were wrongly counted, a model ends near the one of all rows."""
+    x_ND, label_N = planted(800, spread=6.0)
+    early, late = slice(0, 700), slice(700, 800)
+    model = fit(start(config_for(kind, 4), summarise(x_ND[early])), x_ND[early])
+    assert isinstance(model, Refinable)
+    component_N = model.assign(x_ND[late]).component_N
+    late_rows = HeldRows(
+        x_ND[late], torch.arange(700, 800), component_N, torch.ones(100).double(), torch.ones(100).bool()
+    )
+    stats = model.expect(x_ND[early], torch.arange(700)) + model.expect(x_ND[late], torch.arange(700, 800))
+    found = model.refined(late_rows, stats, x_ND[early], torch.Generator().manual_seed(0))
+    assert adjusted_rand_score(label_N, found.model.assign(x_ND).cluster_N) == 1
+    assert torch.equal(found.model.id_K.unique(), model.id_K.unique())
+    whole = found.model.expect(x_ND, torch.arange(800)).tensors()
+    found_stats = known(found.stats)
+    assert float((found_stats["count_K"][: len(found.model.id_K)].sum()) - 800) == pytest.approx(0, abs=1e-6)
+    assert_close({"sum_KD": found_stats["sum_KD"]}, {"sum_KD": whole["sum_KD"]}, relative=1e-2)
+    if found.model.hard:
+        assert torch.equal(found.component_N, found.model.assign(x_ND[late]).component_N)

@@ -322,6 +322,7 @@ def test_what_belongs_to_somebody_else_is_left_alone(bucket: ObjectStore, tmp_pa
     assert bucket.count("^(PUT|POST|DELETE)") == before
 
 
+@pytest.mark.slow
 def test_no_credential_is_written_or_told(bucket: ObjectStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.ones((4, 2), np.float32))
     import_files([tmp_path / "a.npy"], f"{bucket.url}/t")

@@ -150,3 +150,23 @@ def test_log_determinants_are_numpys() -> None:
     expected_K = np.linalg.slogdet(covariance_KDD.numpy())[1]
     np.testing.assert_allclose(log_determinant(factorize(covariance_KDD)).numpy(), expected_K)
     assert log_determinant(torch.tensor([[2.0, 3.0]]).double()).tolist() == pytest.approx([np.log(36.0)])
+
+
+@pytest.mark.parametrize("kind", ["full", "student"])
+def test_rounded_factors_are_float32_and_change_densities_by_little(kind: str) -> None:
+    plain, x_ND = _gaussians(kind), _normal(50, 3, seed=2) + ORIGIN_D
+    rounded = plain.rounded()
+    assert torch.equal(rounded.chol_KDD, plain.chol_KDD.float().double())
+    assert not torch.equal(rounded.chol_KDD, plain.chol_KDD)
+    torch.testing.assert_close(rounded.log_density(x_ND), plain.log_density(x_ND), rtol=1e-5, atol=1e-5)
+    assert torch.equal(rounded.rounded().chol_KDD, rounded.chol_KDD)
+
+
+@pytest.mark.parametrize("unit", [1e-60, 1e60])
+def test_what_float32_cannot_hold_is_not_rounded(unit: float) -> None:
+    """Rows that are all equal have factors of 1e-80; rounded, they would have no density."""
+    plain = _gaussians("full")
+    extreme = Gaussians(ORIGIN_D, plain.mean_KD, unit * plain.chol_KDD)
+    assert extreme.rounded() is extreme
+    diagonal = _gaussians("diagonal student")
+    assert diagonal.rounded() is diagonal

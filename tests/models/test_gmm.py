@@ -16,7 +16,8 @@ from torch import Tensor
 from models.clusterer import NOISE, DataSummary, Update
 from models.errors import ShoalError
 from models.gaussians import Gaussians
-from models.gmm import GMM, GMMConfig, start
+from models.gmm import GMM, GMMConfig, GMMStats, start
+from models.increment import Held
 
 
 def gaussian(rows: int, dim: int, seed: int = 0) -> Tensor:
@@ -188,3 +189,35 @@ def test_the_fit_does_not_depend_on_the_unit_of_the_data() -> None:
 def test_more_clusters_than_rows_is_refused() -> None:
     with pytest.raises(ShoalError, match="5 clusters"):
         start(GMMConfig(clusters=5), summary(gaussian(3, 2)))
+
+
+def held(x_ND: Tensor, weight: float = 1.0) -> Held:
+    none_N = torch.zeros(len(x_ND), dtype=torch.int64)
+    return Held(x_ND, none_N, none_N, torch.full((len(x_ND),), weight, dtype=torch.float64), none_N.bool())
+
+
+@pytest.mark.parametrize("rows", [0, 7, 60])
+def test_a_refinement_is_an_m_step_and_then_new_shares_of_the_rows_at_hand(rows: int) -> None:
+    x_ND = torch.cat([gaussian(30, 1) - 2, gaussian(30, 1, seed=1) + 2])
+    model = one_dimensional(-1.0, 1.5, weight=(0.5, 0.5))
+    row_N = torch.arange(60)
+    found = model.refined(held(x_ND[:rows]), model.expect(x_ND, row_N), x_ND, torch.Generator())
+    stepped = step(model, x_ND).model
+    assert isinstance(found.model, GMM)
+    assert isinstance(stepped, GMM)
+    torch.testing.assert_close(found.model.tensors(), stepped.tensors())
+    expected = model.expect(x_ND[rows:], row_N[rows:]) + stepped.expect(x_ND[:rows], row_N[:rows])
+    torch.testing.assert_close(found.stats.tensors(), expected.tensors(), rtol=1e-12, atol=1e-12)
+    assert torch.equal(found.component_N, stepped.assign(x_ND[:rows]).component_N)
+
+
+def test_a_refinement_takes_out_no_more_than_was_put_in() -> None:
+    """The row at hand was counted by an older model in one component, and would now be taken from the other."""
+    model = one_dimensional(-5.0, 5.0, weight=(0.5, 0.5))
+    others = one_dimensional(-5.0, 500.0, weight=(1.0, 1e-9)).expect(
+        torch.tensor([[-5.0], [-4.0], [5.0]]), torch.arange(3)
+    )
+    found = model.refined(held(torch.tensor([[5.0]])), others, torch.empty(0, 1), torch.Generator())
+    assert isinstance(found.stats, GMMStats)
+    assert (found.stats.moments.count_K >= 0).all()
+    assert float(found.stats.moments.count_K.sum()) == pytest.approx(3)

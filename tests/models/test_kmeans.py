@@ -14,7 +14,8 @@ from torch import Tensor
 
 from models.clusterer import NOISE, DataSummary, Update
 from models.errors import ShoalError
-from models.kmeans import KMeans, KMeansConfig, start
+from models.increment import Held, Refinement, folded
+from models.kmeans import KMeans, KMeansConfig, KMeansStats, start
 
 
 def kmeans(*centroid: float, variance: float = 1.0, tolerance: float = 1e-6) -> KMeans:
@@ -33,6 +34,19 @@ def step(model: KMeans, x_ND: Tensor) -> Update:
 def summary(x_ND: Tensor, seed: int = 0) -> DataSummary:
     covariance_DD = torch.cov(x_ND.double().T, correction=0).reshape(x_ND.shape[1], -1)
     return DataSummary(len(x_ND), x_ND.double().mean(dim=0), covariance_DD, x_ND, seed)
+
+
+def held(x_ND: Tensor, *component: int, weight: float = 1.0) -> Held:
+    rows = len(component)
+    weight_N = torch.full((rows,), weight, dtype=torch.float64)
+    return Held(x_ND, torch.arange(rows), torch.tensor(component, dtype=torch.int64), weight_N, torch.ones(rows).bool())
+
+
+def refined(model: KMeans, rows: Held, stats: KMeansStats) -> tuple[Refinement, KMeans, KMeansStats]:
+    found = model.refined(rows, stats, rows.x_ND, torch.Generator())
+    assert isinstance(found.model, KMeans)
+    assert isinstance(found.stats, KMeansStats)
+    return found, found.model, found.stats
 
 
 def test_statistics_by_hand() -> None:
@@ -163,3 +177,60 @@ def test_fewer_distinct_rows_than_clusters_leave_clusters_empty() -> None:
 def test_impossible_settings_are_refused(setting: dict[str, int]) -> None:
     with pytest.raises(ValidationError):
         KMeansConfig(**setting)  # type: ignore[arg-type]
+
+
+def test_rows_at_hand_settle_and_others_stay() -> None:
+    # Rows 0, 2 | 8, 10 are not at hand; 4 and 7 are, both counted with the first two.
+    model = kmeans(0.0, 10.0)
+    others = model.counted(column(0, 2, 8, 10), torch.tensor([0, 0, 1, 1]))
+    rows = held(column(4, 7), 0, 0)
+    found, after, stats = refined(model, rows, others + model.counted(rows.x_ND, rows.component_N))
+    assert found.component_N.tolist() == [0, 1]
+    assert after.centroid_KD[:, 0].tolist() == pytest.approx([2.0, 25 / 3])
+    assert (stats.count_K.tolist(), stats.sum_KD[:, 0].tolist()) == ([3, 3], [6, 25])
+    assert float(stats.inertia) == pytest.approx(8 + 14 / 3)
+    assert after.inertia == pytest.approx(8 + 14 / 3)
+    assert after.variance == pytest.approx((8 + 14 / 3) / 6)
+
+
+def test_rows_that_are_not_at_hand_keep_their_cluster_however_far_it_goes() -> None:
+    model = kmeans(0.0, 10.0)
+    others = model.counted(column(0, 6, 10), torch.tensor([0, 0, 1]))
+    rows = held(column(5), 0)
+    _, after, stats = refined(model, rows, others + model.counted(rows.x_ND, rows.component_N))
+    assert stats.count_K.tolist() == [3, 1]
+    assert after.centroid_KD[:, 0].tolist() == pytest.approx([11 / 3, 10])
+
+
+def test_old_rows_fade_and_weigh_less_in_a_refinement() -> None:
+    model = kmeans(0.0, 10.0)
+    old = model.counted(column(0, 0, 10, 10), torch.tensor([0, 0, 1, 1]))
+    rows = held(column(6, 6), 0, 1, weight=0.25)
+    added = model.counted(rows.x_ND, rows.component_N, rows.weight_N)
+    _, after, stats = refined(model, rows, folded(old, 0.5, added))
+    assert stats.count_K.tolist() == [1, 1.5]
+    assert after.centroid_KD[:, 0].tolist() == pytest.approx([0, (10 + 3) / 1.5])
+
+
+@given(st.lists(st.integers(-20, 20), min_size=4, max_size=12), st.integers(0, 2**20))
+def test_a_refinement_of_all_rows_is_a_fit(value: list[int], seed: int) -> None:
+    """Nothing is left for Lloyd to do, the statistics are those of one pass, and inertia has not risen."""
+    x_ND = column(*map(float, value))
+    component_N = torch.randint(3, (len(value),), generator=torch.Generator().manual_seed(seed))
+    model = kmeans(-10.0, 0.0, 10.0)
+    before = model.counted(x_ND, component_N)
+    found, after, stats = refined(model, held(x_ND, *component_N.tolist()), before)
+    again = after.counted(x_ND, found.component_N)
+    for name, summand in again.tensors().items():
+        torch.testing.assert_close(stats.tensors()[name], summand, rtol=1e-9, atol=1e-9)
+    assert float(stats.inertia) == pytest.approx(float(after.expect(x_ND, torch.arange(len(x_ND))).inertia), abs=1e-9)
+    assert float(stats.inertia) <= float(before.inertia) + 1e-9
+
+
+def test_a_cluster_that_loses_all_its_rows_keeps_its_centroid() -> None:
+    model = kmeans(0.0, 1.0)
+    rows = held(column(-1, -2, -3), 1, 1, 1, weight=0.1)
+    found, after, stats = refined(model, rows, model.counted(rows.x_ND, rows.component_N, rows.weight_N))
+    assert found.component_N.tolist() in ([0, 0, 0], [1, 1, 1])  # the second follows them, or loses them for good
+    assert after.centroid_KD.isfinite().all()
+    assert float(stats.count_K.sum()) == pytest.approx(0.3)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.moments import Moments, moments_of_sets, sparse_moments, weighted_moments, zeros
+from models.moments import Moments, moments_of_sets, packed, sparse_moments, unpacked, weighted_moments, zeros
 
 
 def _rows(count: int, seed: int = 0, dim: int = 3) -> Tensor:
@@ -136,3 +136,46 @@ def test_float32_rows_are_summed_in_float64(diagonal: bool) -> None:
     moments = moments_of_sets(x_ND, torch.zeros(10).long(), 1, torch.zeros(1).double(), diagonal=diagonal)
     assert moments.sum_KD.item() == 2**24 + 9
     assert moments.second_KDD.item() == 2**48 + 9
+
+
+def _stored(moments: Moments) -> Moments:
+    return Moments.from_tensors(unpacked(packed(moments.tensors())))
+
+
+def test_packing_halves_the_second_moments_and_costs_a_rounding() -> None:
+    x_ND, set_N = torch.randn(900, 17, generator=torch.Generator().manual_seed(1)), torch.arange(900) % 3
+    moments = moments_of_sets(x_ND, set_N, 3, x_ND.double().mean(dim=0))
+    stored = packed(moments.tensors())
+    assert stored.keys() == {"count_K", "sum_KD", "second_KT"}
+    assert stored["second_KT"].shape == (3, 17 * 18 // 2)
+    again = _stored(moments)
+    assert torch.equal(again.second_KDD, again.second_KDD.mT)
+    assert (again.count_K is moments.count_K, again.sum_KD is moments.sum_KD) == (True, True)
+    scale = float(moments.second_KDD.abs().max())
+    torch.testing.assert_close(again.second_KDD, moments.second_KDD, rtol=0, atol=1e-15 * scale)
+
+
+def test_what_was_packed_once_loses_nothing_more() -> None:
+    x_ND, weight_NK = torch.randn(200, 9, generator=torch.Generator().manual_seed(2)), torch.rand(200, 4)
+    once = _stored(weighted_moments(x_ND, weight_NK, torch.zeros(9).double()))
+    assert torch.equal(_stored(once).second_KDD, once.second_KDD)
+
+
+@settings(deadline=None)
+@given(cut=st.integers(1, 299))
+def test_packed_moments_add_up_to_one_pass(cut: int) -> None:
+    x_ND, set_N = torch.randn(300, 6, generator=torch.Generator().manual_seed(3)) + 5, torch.arange(300) % 4
+    origin_D = torch.zeros(6).double()
+    first, second = (
+        _stored(moments_of_sets(x_ND[part], set_N[part], 4, origin_D)) for part in (slice(cut), slice(cut, None))
+    )
+    whole = moments_of_sets(x_ND, set_N, 4, origin_D)
+    torch.testing.assert_close((first + second).second_KDD, whole.second_KDD, rtol=1e-12, atol=0)
+
+
+def test_packing_leaves_diagonals_and_other_tensors_and_goes_by_the_end_of_a_name() -> None:
+    diagonal = {"second_KDD": torch.ones(3, 5).double(), "runner_up_K": torch.zeros(3)}
+    assert packed(diagonal) == unpacked(diagonal) == diagonal
+    named = {"stats.second_KDD": torch.eye(2).double()[None]}
+    assert packed(named)["stats.second_KT"].tolist() == [[1, 0, 1]]
+    assert torch.equal(unpacked(packed(named))["stats.second_KDD"], named["stats.second_KDD"])

@@ -16,6 +16,7 @@ from models.deepdpm.model import DeepDPM, MixtureStats, load
 from models.dpm.prior import NIW
 from models.errors import ShoalError
 from models.gaussians import Gaussians
+from models.increment import Held
 from models.moments import weighted_moments
 
 CONFIG = DeepDPMConfig(candidates=4)
@@ -135,3 +136,11 @@ def test_rows_of_another_dimension_are_refused_with_both_numbers(method: str) ->
     model, x_ND = overlapping(), torch.zeros(4, 5)
     with pytest.raises(ShoalError, match=r"5-d .* 3-d"):
         model.expect(x_ND, torch.arange(4)) if method == "expect" else model.assign(x_ND)
+
+
+def test_it_is_tuned_and_not_refined() -> None:
+    model, x_ND = overlapping(), rows(3)
+    none_N = torch.zeros(3, dtype=torch.int64)
+    held = Held(x_ND, none_N, none_N, none_N.double(), none_N.bool())
+    with pytest.raises(ShoalError, match="tune"):
+        model.refined(held, model.expect(x_ND, none_N), x_ND, torch.Generator())

@@ -5,73 +5,24 @@ import math
 
 import pytest
 import torch
+from planted import blobs, fitted, noise, ring, same_partition
 from torch import Tensor
 
-from models.dpm import grouping
-from models.dpm.grouping import Grouping, GroupingConfig, bhattacharyya, grouped
+from models.dpm import overlap
+from models.dpm.grouping import Grouping, GroupingConfig, grouped
 from models.dpm.spread import blur
 from models.gaussians import Gaussians
 
 CONFIG = GroupingConfig()
 
 
-def _noise(rows: int, dim: int, seed: int) -> Tensor:
-    return torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _fit(x_MD: Tensor, component_M: Tensor) -> tuple[Tensor, Gaussians]:
-    """Weight, mean and covariance of the rows of every component."""
-    parts = [x_MD[component_M == k].double() for k in range(int(component_M.max()) + 1)]
-    origin_D = x_MD.double().mean(dim=0)
-    chol_KDD = torch.stack([torch.linalg.cholesky(torch.cov(part.T, correction=0)) for part in parts])
-    mean_KD = torch.stack([part.mean(dim=0) for part in parts]) - origin_D
-    return torch.tensor([float(len(part)) for part in parts]).double() / len(x_MD), Gaussians(
-        origin_D, mean_KD, chol_KDD
-    )
-
-
 def _grouped(x_MD: Tensor, component_M: Tensor, config: GroupingConfig = CONFIG) -> Grouping:
-    return grouped(*_fit(x_MD, component_M), x_MD.float(), component_M, config)
-
-
-def _ring(rows: int, radius: float, sectors: int, seed: int, arc: float = 1.0) -> tuple[Tensor, Tensor]:
-    """A noisy circle, or an arc of it, cut into equal sectors."""
-    turn_M = torch.rand(rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    angle_M = 2 * math.pi * arc * turn_M
-    x_M2 = radius * torch.stack([angle_M.cos(), angle_M.sin()], dim=1) + 0.15 * _noise(rows, 2, seed)
-    return x_M2, (turn_M * sectors).long()
+    return grouped(*fitted(x_MD, component_M), x_MD.float(), component_M, config)
 
 
 def _rings() -> tuple[Tensor, Tensor]:
-    (inner, first), (outer, second) = _ring(3000, 1.0, 8, 0), _ring(3000, 3.0, 8, 1)
+    (inner, first), (outer, second) = ring(3000, 1.0, 8, 0), ring(3000, 3.0, 8, 1)
     return torch.cat([inner, outer]), torch.cat([first, second + 8])
-
-
-def _blobs(count: int, dim: int, apart: float, rows: int = 300) -> tuple[Tensor, Tensor]:
-    component_M = torch.arange(count * rows) % count
-    return apart * _noise(count, dim, 5)[component_M] + _noise(count * rows, dim, 6), component_M
-
-
-def _same_partition(first: Tensor, second: Tensor) -> bool:
-    return bool(((first[:, None] == first) == (second[:, None] == second)).all())
-
-
-def test_bhattacharyya_by_hand_in_one_dimension() -> None:
-    """N(0, 1), N(2, 1) and N(0, 4): 4 / 8, log(2.5 / 2) / 2, and 4 / 2.5 / 8 + log(2.5 / 2) / 2."""
-    mean_KD, covariance = torch.tensor([[0.0], [2.0], [0.0]]).double(), torch.tensor([1.0, 1.0, 4.0]).double()
-    pair_P2 = torch.tensor([[0, 1], [0, 2], [1, 2], [2, 2]])
-    expected = [0.5, math.log(1.25) / 2, 0.2 + math.log(1.25) / 2, 0.0]
-    assert bhattacharyya(mean_KD, covariance[:, None, None], pair_P2).tolist() == pytest.approx(expected)
-    assert bhattacharyya(mean_KD, covariance[:, None], pair_P2).tolist() == pytest.approx(expected)
-
-
-def test_bhattacharyya_is_the_integral_of_the_root_of_the_product() -> None:
-    x_N = torch.linspace(-30, 30, 60_001, dtype=torch.float64)
-    normal = [torch.distributions.Normal(mean, std) for mean, std in ((0.0, 1.3), (1.5, 2.2))]
-    integral = sum(each.log_prob(x_N) for each in normal).div(2).exp().sum() * (x_N[1] - x_N[0])  # type: ignore[union-attr]
-    mean_KD, covariance = torch.tensor([[0.0], [1.5]]).double(), torch.tensor([1.3**2 - 0.5, 2.2**2 - 0.5]).double()
-    distance = bhattacharyya(mean_KD, covariance[:, None, None], torch.tensor([[0, 1]]), 0.5)
-    assert distance.item() == pytest.approx(-math.log(float(integral)), abs=1e-6)
 
 
 def test_blur_by_hand() -> None:
@@ -85,7 +36,7 @@ def test_blur_by_hand() -> None:
 @pytest.mark.parametrize("arc", [0.55, 1.0])
 def test_pieces_of_a_curve_are_one_cluster(arc: float) -> None:
     """By continuity alone: a banana, and a ring."""
-    whole = _grouped(*_ring(4000, 1.0, 8, 0, arc))
+    whole = _grouped(*ring(4000, 1.0, 8, 0, arc))
     assert whole.cluster_K.tolist() == [0] * 8
     assert [join.kind for join in whole.joins] == ["continuity"] * 7
 
@@ -95,7 +46,7 @@ def test_concentric_rings_stay_two() -> None:
 
 
 def test_separated_gaussians_stay_apart() -> None:
-    whole = _grouped(*_blobs(6, 5, 6.0))
+    whole = _grouped(*blobs(6, 5, 6.0))
     assert whole.cluster_K.tolist() == list(range(6))
     assert len(whole.joins) == 5
     assert whole.cut(5).tolist() == [0] * 6
@@ -120,7 +71,7 @@ def test_close_means_of_different_shapes_stay_apart_in_many_dimensions() -> None
 
 def test_a_knot_in_a_large_cluster_is_shade() -> None:
     """A dense knot in the flank has a valley beside it; blurred, it is part of its cluster. Other clusters are not."""
-    large, knot, far = _noise(4000, 2, 0), 0.05 * _noise(400, 2, 1), _noise(4000, 2, 2)
+    large, knot, far = noise(4000, 2, 0), 0.05 * noise(400, 2, 1), noise(4000, 2, 2)
     knot[:, 0] += 1.3
     far[:, 0] += 9
     x_MD, component_M = torch.cat([large, knot, far]), torch.tensor([0] * 4000 + [1] * 400 + [2] * 4000)
@@ -147,14 +98,14 @@ def test_the_order_of_components_only_names_them(seed: int) -> None:
     x_MD, component_M = _rings()
     order_K = torch.randperm(16, generator=torch.Generator().manual_seed(seed))  # old name of every new one
     whole, other = _grouped(x_MD, component_M), _grouped(x_MD, torch.argsort(order_K)[component_M])
-    assert _same_partition(other.cluster_K, whole.cluster_K[order_K])
+    assert same_partition(other.cluster_K, whole.cluster_K[order_K])
     for count in range(len(whole.joins)):
-        assert _same_partition(other.cut(count), whole.cut(count)[order_K])
+        assert same_partition(other.cut(count), whole.cut(count)[order_K])
 
 
 @pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
 def test_rotation_shift_and_unit_change_nothing(unit: float) -> None:
-    (x_MD, component_M), turn_DD = _blobs(5, 3, 3.0), torch.linalg.qr(_noise(3, 3, 9))[0]
+    (x_MD, component_M), turn_DD = blobs(5, 3, 3.0), torch.linalg.qr(noise(3, 3, 9))[0]
     whole, other = _grouped(x_MD, component_M), _grouped(unit * (x_MD @ turn_DD + 3), component_M)
     assert len({int(each) for each in whole.cluster_K}) in (2, 3, 4)  # some are joined and some are not
     assert [(a.left, a.right, a.kind, a.applied) for a in whole.joins] == [
@@ -173,26 +124,26 @@ def test_the_order_of_rows_changes_nothing_while_all_are_used() -> None:
 
 def test_neighbours_alone_give_what_all_pairs_give_where_far_overlaps_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten rings of seven pieces, far apart: K = 70, and the six others of its ring are a piece's nearest."""
-    parts = [_ring(1400, 1.0, 7, seed) for seed in range(10)]
+    parts = [ring(1400, 1.0, 7, seed) for seed in range(10)]
     x_MD = torch.cat([x_M2 + torch.tensor([40.0 * i, 0.0]) for i, (x_M2, _) in enumerate(parts)])
     component_M = torch.cat([piece_M + 7 * i for i, (_, piece_M) in enumerate(parts)])
     near = _grouped(x_MD, component_M)
-    monkeypatch.setattr(grouping, "_ALL_PAIRS", 70)
+    monkeypatch.setattr(overlap, "_ALL_PAIRS", 70)
     every = _grouped(x_MD, component_M)
     assert near.cluster_K.tolist() == every.cluster_K.tolist() == [i // 7 for i in range(70)]
     assert [join for join in near.joins if join.applied] == [join for join in every.joins if join.applied]
 
 
 def test_one_component_is_one_cluster() -> None:
-    whole = _grouped(*_blobs(1, 2, 1.0))
+    whole = _grouped(*blobs(1, 2, 1.0))
     assert whole.cluster_K.tolist() == [0]
     assert whole.joins == ()
     assert whole.resolution == 0.0
 
 
 def test_student_scales_are_widened_to_covariances() -> None:
-    x_MD, component_M = _blobs(4, 2, 3.0)
-    weight_K, plain = _fit(x_MD, component_M)
+    x_MD, component_M = blobs(4, 2, 3.0)
+    weight_K, plain = fitted(x_MD, component_M)
     degrees_K = torch.tensor([4.0, 5.0, 6.0, 1e9]).double()
     narrow = (1 - 2 / degrees_K).sqrt()[:, None, None] * plain.chol_KDD
     student = Gaussians(plain.origin_D, plain.mean_KD, narrow, degrees_K)
@@ -205,8 +156,8 @@ def test_student_scales_are_widened_to_covariances() -> None:
 
 
 def test_diagonal_covariances_are_full_ones_with_zeros() -> None:
-    x_MD, component_M = _blobs(5, 3, 1.6)
-    weight_K, full = _fit(x_MD, component_M)
+    x_MD, component_M = blobs(5, 3, 1.6)
+    weight_K, full = fitted(x_MD, component_M)
     std_KD = full.covariance_KDD.diagonal(dim1=1, dim2=2).sqrt()
     models = (Gaussians(full.origin_D, full.mean_KD, chol) for chol in (std_KD, torch.diag_embed(std_KD)))
     first, second = (grouped(weight_K, model, x_MD.float(), component_M, CONFIG) for model in models)
@@ -216,7 +167,7 @@ def test_diagonal_covariances_are_full_ones_with_zeros() -> None:
 
 def test_degenerate_components_have_a_grouping() -> None:
     """Equal ones, a flat one, one that is a point, one without rows, and a constant dimension."""
-    x_MD = torch.cat([_noise(100, 2, 0), torch.zeros(100, 1)], dim=1).float()
+    x_MD = torch.cat([noise(100, 2, 0), torch.zeros(100, 1)], dim=1).float()
     component_M = torch.arange(100) % 2
     mean_KD = torch.tensor([[0.0, 0, 0], [0.0, 0, 0], [9.0, 0, 0], [0.0, 9, 0], [0.0, 0, 9]]).double()
     std_KD = torch.tensor([[1.0, 1, 0], [1.0, 1, 0], [1.0, 0, 0], [0.0, 0, 0], [1.0, 1, 1]]).double()

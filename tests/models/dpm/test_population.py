@@ -113,6 +113,58 @@ def test_tensors_restore_the_population(kind: Covariance, assignment: str) -> No
         assert torch.equal(mine.log_density(x_ND), theirs.log_density(x_ND))
 
 
+def _many(kind: Covariance, assignment: str) -> Population:
+    """Forty clusters in 16-d, of which two have halves."""
+    x_ND = torch.randn(2000, 16, generator=torch.Generator().manual_seed(4))
+    config, prior = DPMConfig.model_validate({"covariance": kind, "assignment": assignment}), _prior(kind, x_ND)
+    moments, roster = _moments(prior, x_ND, torch.arange(2000) % 40), Roster(config, prior, 10.0)
+    for k in range(40):
+        roster.entries.append(Entry(k, moments.one(k), trial=k in (3, 5)))
+    return roster.population(40, Progress())
+
+
+@each_family
+@pytest.mark.parametrize("assignment", ["predictive", "mode"])
+def test_many_large_clusters_are_stored_in_float32_and_lose_nothing(kind: Covariance, assignment: str) -> None:
+    population = _many(kind, assignment)
+    assert population.single
+    assert not _on_trial(kind).single
+    stored = safetensors.torch.load(safetensors.torch.save(population.tensors()))
+    config = DPMConfig.model_validate({"covariance": kind, "assignment": assignment})
+    again, x_ND = Population.from_tensors(config, stored), torch.randn(30, 16)
+    every_N4 = torch.arange(4).expand(30, 4)
+    for name, mine, theirs in (
+        ("cluster", population.clusters, again.clusters),
+        ("half", population.halves, again.halves),
+    ):
+        if mine.diagonal:
+            assert stored[f"{name}.chol_KDD"].dtype == torch.float64
+        else:
+            assert stored[f"{name}.chol_KT"].dtype == torch.float32
+            assert stored[f"{name}.chol_KT"].shape == (len(mine.mean_KD), 136)
+        assert theirs.chol_KDD.dtype == torch.float64
+        assert torch.equal(theirs.chol_KDD, mine.chol_KDD)
+        assert torch.equal(theirs.log_density(x_ND), mine.log_density(x_ND))
+        assert torch.equal(theirs.log_density_at(x_ND, every_N4), mine.log_density_at(x_ND, every_N4))
+
+
+def test_few_small_clusters_keep_all_digits_and_are_stored_as_triangles() -> None:
+    population = _on_trial("full")
+    stored = population.tensors()
+    assert (stored["cluster.chol_KT"].dtype, stored["cluster.chol_KT"].shape) == (torch.float64, (3, 6))
+    assert not torch.equal(population.clusters.chol_KDD.float().double(), population.clusters.chol_KDD)
+
+
+@pytest.mark.parametrize("kind", ["full", "tied"])
+def test_square_factors_of_earlier_versions_are_read(kind: Covariance) -> None:
+    population, config = _on_trial(kind), DPMConfig.model_validate({"covariance": kind})
+    earlier = {name: value for name, value in population.tensors().items() if not name.endswith("chol_KT")}
+    earlier |= {"cluster.chol_KDD": population.clusters.chol_KDD, "half.chol_KDD": population.halves.chol_KDD}
+    again = Population.from_tensors(config, earlier)
+    assert torch.equal(again.clusters.chol_KDD, population.clusters.chol_KDD)
+    assert torch.equal(again.halves.chol_KDD, population.halves.chol_KDD)
+
+
 @pytest.mark.parametrize("values", [Progress(), Progress(-12.5, -math.inf, 7, 40)])
 def test_progress_survives_its_tensor(values: Progress) -> None:
     assert Progress.from_tensor(values.tensor()) == values

@@ -60,6 +60,12 @@ def test_equal_numbers_have_no_valley() -> None:
     assert math.isfinite(_depth(torch.ones(5).double(), torch.zeros(3).double()))
 
 
+def test_medians_that_differ_by_which_side_is_counted_from_have_a_depth() -> None:
+    """The lower median of the first is above that of the second, and its upper median below."""
+    first, second = torch.tensor([0.0, 3.0]).double(), torch.tensor([-1.0, 4.0]).double()
+    assert _depth(first, second) == _depth(second, first) >= 0
+
+
 def test_joined_groups_have_the_moments_of_their_union() -> None:
     x_MD = torch.randn(90, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 2.0, 3.0])
     component_M = torch.arange(90) % 3

@@ -170,7 +170,7 @@ def test_a_killed_publication_leaves_the_last_generation(table: Collection, monk
     class Killed(BaseException):
         pass
 
-    def kill(*_: object) -> None:
+    def kill(*_: object, **__: object) -> None:
         raise Killed
 
     with monkeypatch.context() as patch:

@@ -179,6 +179,7 @@ def test_runs_ended_by_an_error_by_sigkill_and_by_ctrl_c_and_then_finished_leave
     assert table.shards.read().equals(whole[0].shards.read())
 
 
+@pytest.mark.slow
 def test_an_image_that_kills_its_worker_is_a_reject_and_all_others_are_rows(
     ray_session: None, tar: Callable[..., str], png: Callable[..., bytes], pixels: BackboneConfig, tmp_path: Path
 ) -> None:
@@ -208,6 +209,7 @@ def test_an_image_that_kills_its_worker_is_a_reject_and_all_others_are_rows(
     assert table.samples.done_shards() == {bad, good}
 
 
+@pytest.mark.slow
 def test_a_ledger_that_is_killed_stops_nothing(
     ray_session: None,
     shards: list[str],

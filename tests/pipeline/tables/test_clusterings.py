@@ -9,12 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 
 from pipeline.tables.clusterings import Clustering, Generation, Publication
 from pipeline.tables.collection import Collection
 from pipeline.tables.delta import WrittenFile
 from pipeline.tables.samples import SampleFile, SamplesTable
-from pipeline.tables.schema import ASSIGNMENTS, CLUSTERS, MOVES, TableError
+from pipeline.tables.schema import ASSIGNMENTS, CLUSTERS, GENERATIONS, MOVES, TableError
 
 Rows = Callable[..., pa.Table]
 
@@ -220,3 +221,87 @@ def test_a_worker_writes_assignments_with_a_pickled_copy(clustering: Clustering,
     files = [worker.write_assignments(_assignments(filled, file, 5), file) for file in filled.files()]
     published = clustering.publish(number, files, _clusters(number, 5), _moves(number), _publication(filled))
     assert _all_clusters(clustering, filled, published) == [5] * 7
+
+
+def test_what_is_carried_over_can_be_chosen(clustering: Clustering, filled: SamplesTable) -> None:
+    _publish(clustering, filled, 7)
+    one, two, three = filled.files()
+    number = clustering.begin()
+    new = clustering.write_assignments(_assignments(filled, two, 8), two)
+    record = _publication(filled, parent=1)
+    child = clustering.publish(number, [new], _clusters(number, 8), _moves(number), record, covering=[one, two])
+    assert [clustering.read_assignments(child, file)["cluster"][0].as_py() for file in (one, two)] == [7, 8]
+    with pytest.raises(TableError, match="no assignments for shard b"):
+        clustering.assignment_file(child, three)
+    assert clustering.counts(child)["assignments"] == 5
+
+
+def test_generations_that_share_a_file_name_the_same_path(clustering: Clustering, filled: SamplesTable) -> None:
+    first = _publish(clustering, filled, 7)
+    second = _publish(clustering, filled, 8, shards="b", parent=1)
+    paths = [[clustering.assignment_file(each, file).path for file in filled.files()] for each in (first, second)]
+    assert paths[0][:2] == paths[1][:2]
+    assert paths[0][2] != paths[1][2]
+
+
+def test_the_dead_are_events_and_no_clusters(clustering: Clustering, samples: SamplesTable) -> None:
+    clustering.begin()
+    rows = _clusters(1, 3, 4).to_pylist()
+    rows[1] |= {"size": 0, "event": "died", "parents": [4]}
+    table = pa.Table.from_pylist(rows, schema=CLUSTERS)
+    generation = clustering.publish(1, [], table, _moves(1), _publication(samples))
+    assert clustering.clusters(generation)["cluster"].to_pylist() == [3]
+    assert clustering.events(generation).equals(table)
+
+
+def test_lineage_has_the_events_of_all_that_was_published(clustering: Clustering, filled: SamplesTable) -> None:
+    assert clustering.lineage().equals(CLUSTERS.empty_table())
+    _publish(clustering, filled, 7)
+    _publish(clustering, filled, 8)
+    number = clustering.begin()
+    impossible = _publication(filled).model_copy(update={"samples_version": 2**70})
+    with pytest.raises((pa.ArrowInvalid, OverflowError)):
+        clustering.publish(number, [], _clusters(number, 9), _moves(number), impossible)
+    assert clustering.lineage().equals(pa.concat_tables([_clusters(1, 7), _clusters(2, 8)]))
+
+
+def test_who_lost_already_commits_nothing(clustering: Clustering, filled: SamplesTable) -> None:
+    number = clustering.begin()
+    rival = Clustering(clustering.path)
+    tables = [Path(clustering.path, name, "_delta_log") for name in ("assignments", "clusters", "moves", "generations")]
+
+    class Slow(list[WrittenFile]):
+        """Is asked for its files between the first look at the log and the first commit."""
+
+        def __iter__(self) -> Iterator[WrittenFile]:
+            _publish(rival, filled, 7)
+            self.logs = [len(list(each.iterdir())) for each in tables]
+            return super().__iter__()
+
+    files = Slow(clustering.write_assignments(_assignments(filled, file, 8), file) for file in filled.files())
+    with pytest.raises(TableError, match="lost a race"):
+        clustering.publish(number, files, _clusters(number, 8), _moves(number), _publication(filled))
+    assert [len(list(each.iterdir())) for each in tables] == files.logs
+
+
+def test_tables_of_an_earlier_shoal_get_the_columns_they_lack(
+    collection: Collection, filled: SamplesTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        for module, name, schema in (
+            ("clusterings", "CLUSTERS", CLUSTERS),
+            ("generations", "GENERATIONS", GENERATIONS),
+        ):
+            column = schema.get_field_index("medoid_score" if name == "CLUSTERS" else "statistics")
+            earlier.setattr(f"pipeline.tables.{module}.{name}", schema.remove(column))
+        old = collection.clustering("dpm")
+        number = old.begin()
+        clusters = _clusters(number, 7).drop_columns(["medoid_score"])
+        first = old.publish(number, [], clusters, _moves(number), _publication(filled))
+    assert "statistics" not in DeltaTable(f"{old.path}/generations").schema().to_json()
+    clustering = collection.clustering("dpm")
+    assert clustering.latest() == first
+    assert clustering.clusters(first).equals(_clusters(1, 7))
+    second = _publish(clustering, filled, 8)
+    assert clustering.generations() == [first, second]
+    assert clustering.lineage().equals(pa.concat_tables([_clusters(1, 7), _clusters(2, 8)]))

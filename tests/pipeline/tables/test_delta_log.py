@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -138,3 +139,47 @@ def test_awkward_folder_names_work(tmp_path: Path, name: str) -> None:
     table = _table(tmp_path / name)
     _add(table, 1)
     assert _numbers(Delta(tmp_path / name / "t", LAYOUT)) == [1]
+
+
+@settings(max_examples=15)
+@given(
+    steps=st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=6),
+    ends=st.tuples(st.integers(0, 6), st.integers(0, 6)),
+)
+def test_what_changed_is_the_difference_of_two_versions(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[bool, int]], ends: tuple[int, int]
+) -> None:
+    table = _table(tmp_path_factory.mktemp("delta"))
+    for removes, which in steps:
+        file = table.write(pa.table({"n": [which]}))
+        table.commit(lambda present: Change([file], removed=present[which:] if removes else []))  # noqa: B023
+    since, to = (min(each, len(steps)) for each in ends)
+    before, after = ({file.path: file for file in table.files(version)} for version in (since, to))
+    added, removed = table.changes(since, to)
+    assert {file.path: file for file in added} == {path: after[path] for path in after.keys() - before.keys()}
+    assert {file.path: file for file in removed} == {path: before[path] for path in before.keys() - after.keys()}
+    assert table.changes(to, None) == table.changes(to, len(steps))
+
+
+def test_many_commits_are_compared_as_whole_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = _table(tmp_path)
+    monkeypatch.setattr("pipeline.tables.delta.FEW_COMMITS", 2)
+    for number in range(4):
+        _add(table, number)
+    (Path(table.path) / "_delta_log" / f"{3:020d}.json").rename(tmp_path / "away")
+    with pytest.raises(TableError, match="cannot be read"):  # deltalake needs all of the log
+        table.changes(1, 4)
+    (tmp_path / "away").rename(Path(table.path) / "_delta_log" / f"{3:020d}.json")
+    added, removed = table.changes(1, 4)
+    assert (sorted(file.minimum["n"] for file in added), removed) == ([1, 2, 3], [])
+
+
+def test_integers_that_repeat_themselves_are_a_dictionary(tmp_path: Path) -> None:
+    layout = Layout(LAYOUT.schema.append(pa.field("id", pa.int64())), statistics=("n",), repeated=("id",))
+    table = Delta(tmp_path / "t", layout)
+    table.create()
+    file = table.write(pa.table({"n": range(1000), "id": [7] * 1000}))
+    columns = pq.read_metadata(Path(table.path) / file.path).row_group(0)
+    assert "RLE_DICTIONARY" not in columns.column(0).encodings
+    assert "RLE_DICTIONARY" in columns.column(1).encodings
+    assert table.read(file.path, 1000)["id"].to_pylist() == [7] * 1000

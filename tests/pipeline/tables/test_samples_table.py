@@ -382,3 +382,34 @@ def test_a_writer_lists_a_table_once_however_much_it_and_others_commit(
     assert listed == [0, 1]  # each of them when it first committed
     assert len(samples.done_shards()) == len(rival.done_shards()) == 10
     assert listed == [0, 1]
+
+
+def test_what_changed_are_the_ok_files_that_came_and_went(samples: SamplesTable, rows: Rows, reject: Rows) -> None:
+    first = samples.commit([samples.write(rows("b", range(3))), samples.write(reject("b", "bad"), "rejected")])
+    (b,) = samples.files()
+    second = samples.commit([samples.write(rows("c", range(3))), samples.write(rows("a", range(2)))])
+    a, _, c = samples.files()
+    assert samples.changes(first) == samples.changes(first, second) == ([a, c], [])
+    third = samples.replace([b], [samples.write(rows("b", range(2)))])
+    _, shorter, _ = samples.files()
+    assert samples.changes(first) == ([a, shorter, c], [b])
+    assert samples.changes(second, third) == ([shorter], [b])
+    assert samples.changes(third, second) == ([b], [shorter])
+    assert samples.changes(third) == ([], [])
+
+
+def test_files_are_replaced_in_one_commit_whatever_others_commit(samples: SamplesTable, rows: Rows) -> None:
+    samples.commit([samples.write(rows("a", range(3))), samples.write(rows("b", range(3)))])
+    rival = SamplesTable.open(samples.path)
+    a, b = samples.files()
+    shorter = samples.write(rows("a", range(1, 3)))
+    rival.commit([rival.write(rows("c", range(1)))])
+    assert samples.replace([a], [shorter], {"why": "takedown"}) == 3
+    assert [(file.shard, file.rows) for file in samples.files()] == [("a", 2), ("b", 3), ("c", 1)]
+    assert samples.done_shards() == {"a", "b", "c"}
+    assert [file.rows for file in samples.files(version=1)] == [3, 3]
+    with pytest.raises(TableError, match=r"lost a race: 1 of 2 files to be replaced are no longer in .*nothing was"):
+        samples.replace([a, b], [])
+    assert samples.version == 3
+    samples.replace([b], [])
+    assert samples.done_shards() == {"a", "c"}

@@ -70,6 +70,7 @@ def _close(here: Fit, there: Fit) -> None:
         torch.testing.assert_close(here.model.tensors()[name], value, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_group_trains_what_one_process_does(by_value: None, rows: Rows, tmp_path: Path) -> None:
     seen: list[int] = []
     store = CheckpointStore(tmp_path / "run", "mine")

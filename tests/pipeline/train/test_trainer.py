@@ -70,6 +70,7 @@ def test_the_same_seed_trains_the_same_and_another_does_not(rows: Rows) -> None:
     assert _train(rows, seed=1).scalars != first.scalars
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_as_if_it_had_not_been(rows: Rows, saved: SavedRows, tmp_path: Path) -> None:
     script = Path(__file__).with_name("killed_run.py")
     ended = subprocess.run([sys.executable, script, "train", saved.folder, tmp_path], check=False, timeout=300)

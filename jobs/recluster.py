@@ -1,0 +1,90 @@
+"""`shoal recluster TABLE`: fold what came and went since the last generation into it; same clusters, same ids."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from jobs.cluster import choose
+from jobs.config import RunConfig
+from jobs.context import local_ray
+from jobs.figures import Figures, Row, Value
+from jobs.steps import State, Step
+from pipeline.progress import Progress
+from pipeline.recluster.metrics import publish_gauges, write_metrics
+from pipeline.recluster.update import ReclusterSummary, recluster
+from pipeline.tables.collection import Collection
+from pipeline.tables.place import Place, place
+
+
+@dataclass(frozen=True)
+class Recluster:
+    """Bring a clustering up to the newest version of its table."""
+
+    table: str
+    name: str | None
+    metrics: str | Place | None  # file for Prometheus
+    config: RunConfig
+
+    def plan(self) -> list[Step]:
+        """Counts what came and went; what is due is decided when the arrivals have been read."""
+        table = Collection.open(self.table)
+        clustering = table.clustering(choose(table, self.name, self.config))
+        latest = clustering.latest()
+        since = latest.samples_version if latest else 0
+        added, removed = table.samples.changes(since, None)
+        arrived, gone = (sum(file.rows for file in files) for files in (added, removed))
+        mode = self.config.recluster.mode
+        what = f"{arrived:,} rows of {len(added):,} new files, {gone:,} of removed ones: {clustering.name}, mode {mode}"
+        return [Step("recluster", what, State.TO_DO if added or removed else State.DONE)]
+
+    def run(self, on_progress: Progress) -> Figures:
+        """Raises ShoalError if there is no such clustering, or somebody else published meanwhile."""
+        began = time.perf_counter()
+        table = Collection.open(self.table)
+        name = choose(table, self.name, self.config)
+        with local_ray(self.config.ray, needed=self.config.cluster.workers > 1):
+            summary = recluster(table, self.config.recluster, name, on_progress)
+            clustering = table.clustering(summary.name)
+            publish_gauges(clustering, summary.generation)
+        if self.metrics is not None:
+            write_metrics(place(self.metrics), clustering, summary.generation)
+        return _figures(table, summary, time.perf_counter() - began)
+
+
+def _figures(table: Collection, summary: ReclusterSummary, seconds: float) -> Figures:
+    values: dict[str, Value] = {
+        "clustering": summary.name,
+        "generation": summary.generation.generation,
+        "decision": summary.decision,
+        "why": summary.why,
+        "arrived": summary.arrived,
+        "removed": summary.removed,
+        "rows": summary.rows,
+        "clusters": summary.clusters,
+        **summary.events,
+        "files_rewritten": summary.files_rewritten,
+        "files_kept": summary.files_kept,
+        "bytes_read": summary.bytes_read,
+        **{f"seconds_{step}": value for step, value in summary.seconds.items()},
+        "seconds": seconds,
+    }
+    return Figures("recluster", values, {"events": _events(table, summary)})
+
+
+def _events(table: Collection, summary: ReclusterSummary) -> list[Row]:
+    """What became of clusters that were not just kept."""
+    if summary.decision == "nothing":
+        return []
+    rows = table.clustering(summary.name).events(summary.generation).to_pylist()
+    return [
+        {
+            "cluster": row["cluster"],
+            "event": row["event"],
+            "parents": ", ".join(map(str, row["parents"])),
+            "size": row["size"],
+            "log_hastings": row["log_hastings"],
+        }
+        for row in rows
+        if row["event"] != "kept"
+    ]

@@ -1,0 +1,1 @@
+"""What became of clusters and images from one generation to another."""

@@ -1,0 +1,1 @@
+"""Rows that came and went since a generation, folded into it."""

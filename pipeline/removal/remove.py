@@ -1,0 +1,242 @@
+"""Take samples down: out of every table, sum, model and file of a collection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from models.errors import ShoalError
+from pipeline.progress import Progress, silent
+from pipeline.recluster.update import forget
+from pipeline.removal.journal import Entry, Journal
+from pipeline.removal.rows import Hits, find, removed_before, replace
+from pipeline.removal.targets import Targets, Wanted
+from pipeline.removal.traces import delete_beside, sweep_data_files, sweep_unfinished_artifacts
+from pipeline.tables.clusterings import Generation
+from pipeline.tables.collection import Collection
+from pipeline.tables.place import Place, children
+from pipeline.tables.samples import SampleFile
+from pipeline.tables.schema import OK, REJECTED
+
+STEPS = ("take_rows_out", "publish_without", "end_generations", "delete_files", "scrub_logs", "delete_traces")
+ROUNDS = 3  # each of which somebody else's commit makes necessary; more mean that others are at work on the table
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a removal would do."""
+
+    images: int
+    rejects: int
+    files: int  # to be written again
+    shards: int
+    unknown: tuple[Wanted, ...]  # not in the table, now or before
+    removed_before: int  # keys
+    ending: dict[str, list[int]]  # generations that hold images, by clustering
+    unfinished: int  # keys of a removal that was stopped
+
+
+@dataclass
+class RemovalSummary:
+    """What a removal did; a mutable tally while it is at work."""
+
+    images: int = 0
+    rejects: int = 0
+    unknown: tuple[Wanted, ...] = ()
+    removed_before: int = 0
+    continued: bool = False  # an earlier removal was finished, too
+    version: int | None = None  # of the samples table, if rows were taken out
+    shards: dict[str, int] = field(default_factory=dict)  # that hold the samples still, and how many
+    published: dict[str, int] = field(default_factory=dict)  # the generation without the rows, by clustering
+    ended: dict[str, list[int]] = field(default_factory=dict)  # generations, by clustering
+    lost: dict[str, str] = field(default_factory=dict)  # clusterings that could not go on without the rows, and why
+    files: int = 0  # data files deleted
+    beside: list[str] = field(default_factory=list)  # other files deleted
+    pending: tuple[str, ...] = ()  # shards that a writer has files of with these keys
+
+
+def preview(table: Collection, keys: Iterable[Wanted], on_progress: Progress = silent) -> Preview:
+    """What `remove` would do. Reads keys, changes nothing. Raises as `remove` for keys that it would refuse."""
+    asked, earlier = _asked(table, keys), Journal(table).read()
+    hits, unknown, before = _looked(table, asked, earlier, on_progress)
+    going = {hit.file.path for hit in hits.files}
+    ending = {
+        name: [each.generation for each in _naming(table, name, lambda file: file.path in going)]
+        for name in table.clusterings()
+    }
+    return Preview(
+        images=hits.rows(OK),
+        rejects=hits.rows(REJECTED),
+        files=len(hits.files),
+        shards=len(hits.found.in_shard),
+        unknown=unknown,
+        removed_before=before,
+        ending={name: numbers for name, numbers in ending.items() if numbers},
+        unfinished=0 if earlier is None else len(earlier.asked),
+    )
+
+
+def remove(
+    table: Collection, keys: Iterable[Wanted], on_progress: Progress = silent, beside: Sequence[Place] = ()
+) -> RemovalSummary:
+    """Take samples down, by key in all shards (None) or in one; `beside` are files that show rows, deleted as well.
+
+    Rows leave the samples table in one commit; every clustering that holds some publishes a generation without them
+    and ends those with them; then go all files, log entries, checkpoints and artifacts that knew them. A journal in the
+    table says what is under way, and is deleted last. Killed anywhere, readers see whole generations, and the same
+    call, or one without keys, completes it. What somebody else commits meanwhile is looked through, too.
+
+    Costs the keys of the files that may hold some, and a rewrite of those that do. Raises ShoalError, and changes
+    nothing, if the table has none of the keys; ShoalError also where others keep publishing such rows.
+    """
+    asked, earlier = _asked(table, keys), Journal(table).read()
+    hits, unknown, before = _looked(table, asked, earlier, on_progress)
+    summary = RemovalSummary(unknown=unknown, removed_before=before, continued=earlier is not None)
+    if hits.files or earlier is not None:
+        entry = Entry(asked, hits.found)
+        work = _Removal(table, entry if earlier is None else earlier | entry, summary, on_progress, tuple(beside))
+        work.finish(hits)
+    return summary
+
+
+class _Removal:
+    """The steps, each of which may be repeated: they look at what is there, not at what was done."""
+
+    def __init__(
+        self,
+        table: Collection,
+        entry: Entry,
+        summary: RemovalSummary,
+        on_progress: Progress,
+        beside: tuple[Place, ...],
+    ) -> None:
+        self.table = table
+        self.samples = table.samples
+        self.entry = entry
+        self.summary = summary
+        self._on_progress = on_progress
+        self._beside = beside
+        self._journal = Journal(table)
+        self._hits = Hits(())
+        self._known = frozenset[str]()  # data files of the samples table that were looked through
+
+    def finish(self, hits: Hits) -> None:
+        """All steps, until nothing is left; `hits` are what the table has now."""
+        self._hits = hits
+        self._journal.write(self.entry)
+        for _ in range(ROUNDS):
+            for step in STEPS:
+                getattr(self, step)()
+            if self._is_done():
+                self._journal.close()
+                self.summary.shards = {shard: len(keys) for shard, keys in sorted(self.entry.found.in_shard.items())}
+                return
+        raise ShoalError(
+            f"Others keep adding such rows to {self.table.path}, or generations that hold them; let them finish, then "
+            "run `shoal remove` for this table again: it goes on from here."
+        )
+
+    def take_rows_out(self) -> None:
+        """Rows leave the samples table in one commit; those that somebody committed meanwhile in another."""
+        while self._hits.files:
+            self.entry |= Entry(Targets(), self._hits.found)
+            self._journal.write(self.entry)
+            self.summary.version = replace(self.samples, self._hits, self.entry.asked, self._on_progress)
+            self.summary.images += self._hits.rows(OK)
+            self.summary.rejects += self._hits.rows(REJECTED)
+            self._look()
+
+    def publish_without(self) -> None:
+        """Each clustering whose newest generation holds rows publishes one that does not."""
+        if not self.samples.count():
+            return  # and nothing is left to cluster
+        for name in self.table.clusterings():
+            latest = self.table.clustering(name).latest()
+            if latest is None or latest not in self._holding(name):
+                continue
+            try:
+                self.summary.published[name] = forget(self.table, name, latest, self._on_progress).generation
+            except ShoalError as error:  # the rows go all the same; what storage refuses is a TableError
+                self.summary.lost[name] = str(error)
+
+    def end_generations(self) -> None:
+        """Generations that hold rows end, with what somebody who was killed has left of one; so do their artifacts."""
+        for name in self._names():
+            held = [each.generation for each in self._holding(name)]
+            self.table.clustering(name).end(held)  # also where there is none: it completes what was stopped
+            if held:
+                self.summary.ended.setdefault(name, []).extend(held)
+        self.table.sweep_artifacts()
+        sweep_unfinished_artifacts(self.table)
+
+    def delete_files(self) -> None:
+        """No log that is in use names a data file with these rows by now; those on disk go."""
+        swept = sweep_data_files(self.table, self.entry.asked, self.entry.found)
+        self.summary.files += swept.deleted
+        self.summary.pending = swept.pending
+
+    def scrub_logs(self) -> None:
+        """Statistics in the logs have smallest and largest keys."""
+        keys = frozenset[str]().union(self.entry.asked.anywhere, *self.entry.found.in_shard.values())
+        self.samples.scrub(keys)
+        for name in self._names():
+            self.table.clustering(name).scrub(keys)
+
+    def delete_traces(self) -> None:
+        """Checkpoints of fits that were stopped hold rows, and a report shows them."""
+        self._journal.clear_folder()
+        self.summary.beside += delete_beside(self._beside)
+
+    def _names(self) -> list[str]:
+        """Of all clusterings, those without a generation too."""
+        return [each.name for each in children(self.table.path / "clusterings") if each.is_dir()]
+
+    def _look(self) -> None:
+        self._hits = find(self.samples, self.entry.asked, self._known, self._on_progress)
+        self._known = self._hits.looked
+
+    def _is_done(self) -> bool:
+        self._look()
+        return not self._hits.files and not any(map(self._holding, self.table.clusterings()))
+
+    def _holding(self, name: str) -> list[Generation]:
+        """Generations that name data files which were replaced for these rows."""
+        here = {file.path for file in self.samples.files()}
+        shards = self.entry.found.in_shard
+        return _naming(self.table, name, lambda file: file.shard in shards and file.path not in here)
+
+
+def _asked(table: Collection, keys: Iterable[Wanted]) -> Targets:
+    return Targets.of(keys).resolved(table.samples.done_shards())
+
+
+def _looked(
+    table: Collection, asked: Targets, earlier: Entry | None, on_progress: Progress
+) -> tuple[Hits, tuple[Wanted, ...], int]:
+    """What the table has, what it has not, and how many of those were removed before.
+
+    Raises ShoalError where there is nothing to do.
+    """
+    if not asked and earlier is None:
+        raise ShoalError(f"No removal of {table.path} is unfinished, and no key was given; give KEY or --keys FILE.")
+    samples = table.samples
+    hits = find(samples, asked if earlier is None else asked | earlier.asked, frozenset(), on_progress)
+    missing = asked.missing_from(hits.found if earlier is None else hits.found | earlier.found)
+    before = removed_before(samples, {key for _, key in missing})
+    unknown = tuple(wanted for wanted in missing if wanted[1] not in before)
+    if not hits.files and earlier is None and not before:
+        raise ShoalError(
+            f"None of the {len(asked):,} keys is in the table at {table.path}, first {unknown[0][1]!r}; nothing was "
+            "changed: `shoal remove` takes keys as the table's column `key` has them."
+        )
+    return hits, unknown, len(missing) - len(unknown)
+
+
+def _naming(table: Collection, name: str, is_gone: Callable[[SampleFile], bool]) -> list[Generation]:
+    """Generations of a clustering that name one of such files; from the logs."""
+    samples = table.samples
+    return [
+        each
+        for each in table.clustering(name).generations()
+        if any(map(is_gone, samples.files(version=each.samples_version)))
+    ]

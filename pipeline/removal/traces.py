@@ -1,0 +1,134 @@
+"""Bytes on disk that no table names any more, or never did: files of replaced rows, and what killed writers left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from pipeline.removal.targets import Targets
+from pipeline.tables.artifacts import MANIFEST, TENSORS
+from pipeline.tables.collection import Collection
+from pipeline.tables.place import Place, children, remove_tree
+from pipeline.tables.schema import TableError
+from pipeline.tables.storage import open_filesystem
+from pipeline.tables.stores import one_line
+
+_READERS = 8
+_PAIRS = (("shard", "key"), ("medoid_shard", "medoid_key"))  # the columns of any table that name samples
+_LOG = "/_delta_log/"
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What became of data files with rows that are to go."""
+
+    deleted: int
+    pending: tuple[str, ...]  # shards that are not in the table yet, but a writer has or had files of
+
+
+def sweep_data_files(table: Collection, asked: Targets, found: Targets) -> Swept:
+    """Delete every data file below the table that has a row that is to go, whether or not a log ever named it.
+
+    To be called when neither the newest version nor any generation names one. A file of a shard that is not done may
+    belong to an extraction at work: it stays, and is told. Opens every data file that may hold such a row; memory is
+    the keys of some files.
+    """
+    filesystem, root = open_filesystem(str(table.path))
+    samples = table.samples
+    in_use = {f"{root}/samples/{file.path}" for files in samples.files_by_status().values() for file in files}
+    done = samples.done_shards()
+    targets = asked | found
+    paths = [path for path in _data_files(filesystem, root) if path not in in_use]
+    pending, deleted = set[str](), 0
+    with ThreadPoolExecutor(_READERS) as threads:
+        for path, shards in zip(
+            paths, threads.map(lambda path: _holding(filesystem, path, targets), paths), strict=True
+        ):
+            if not shards:
+                continue
+            if path.startswith(f"{root}/samples/") and not shards <= done:
+                pending |= shards
+                continue
+            filesystem.delete_file(path)
+            deleted += 1
+    return Swept(deleted, tuple(sorted(pending)))
+
+
+def sweep_unfinished_artifacts(table: Collection) -> None:
+    """Delete what writers that were killed left of artifacts: their tensors may be sums over rows, or rows."""
+    for folder in children(table.path / "artifacts"):
+        if not folder.is_dir():
+            continue
+        if not (folder / MANIFEST).is_file():
+            remove_tree(folder)
+            continue
+        for each in children(folder):
+            if each.name.startswith((f"{MANIFEST}.", f"{TENSORS}.")):
+                each.unlink(missing_ok=True)
+
+
+def delete_beside(files: tuple[Place, ...]) -> list[str]:
+    """Delete files that show rows, and what a killed writer left of them; returns those that were there."""
+    deleted = []
+    for file in files:
+        if file.is_file():
+            deleted.append(str(file))
+        for each in children(file.parent):
+            if each.name == file.name or each.name.startswith(f"{file.name}."):
+                each.unlink(missing_ok=True)
+    return deleted
+
+
+def _data_files(filesystem: pafs.FileSystem, root: str) -> Iterator[str]:
+    for part in ("samples", "clusterings"):
+        for info in filesystem.get_file_info(pafs.FileSelector(f"{root}/{part}", recursive=True, allow_not_found=True)):
+            if info.type == pafs.FileType.File and info.path.endswith(".parquet") and _LOG not in info.path:
+                yield info.path
+
+
+def _holding(filesystem: pafs.FileSystem, path: str, targets: Targets) -> set[str]:
+    """The shards of a file's rows that are to go."""
+    try:
+        with filesystem.open_input_file(path) as source, pq.ParquetFile(source) as file:
+            names = set(file.schema_arrow.names)
+            pairs = [pair for pair in _PAIRS if names.issuperset(pair)]
+            return {
+                shard
+                for shard_column, key_column in pairs
+                if _may_hold(file, shard_column, key_column, targets)
+                for shard in _shards(file.read([shard_column, key_column]), targets)
+            }
+    except FileNotFoundError:
+        return set()
+    except (pa.ArrowException, OSError) as error:
+        raise TableError(
+            f"Data file {path} cannot be read ({one_line(error)}); delete it if no version needs it, then run again."
+        ) from error
+
+
+def _shards(rows: pa.Table, targets: Targets) -> set[str]:
+    return {
+        shard
+        for shard, key in zip(*(column.to_pylist() for column in rows.columns), strict=True)
+        if key is not None and any(key in keys for keys in targets.within(shard))
+    }
+
+
+def _may_hold(file: pq.ParquetFile, shard_column: str, key_column: str, targets: Targets) -> bool:
+    """By the bounds in the file's footer, where it has them and a row group has one shard."""
+    for group in range(file.metadata.num_row_groups):
+        shards, keys = (_bounds(file.metadata.row_group(group), name) for name in (shard_column, key_column))
+        if shards is None or keys is None or shards[0] != shards[1] or targets.may_be_in(shards[0], *keys):
+            return True
+    return False
+
+
+def _bounds(group: pq.RowGroupMetaData, name: str) -> tuple[str, str] | None:
+    columns = (group.column(number) for number in range(group.num_columns))
+    found = next(column.statistics for column in columns if column.path_in_schema == name)
+    return (found.min, found.max) if found is not None and found.has_min_max else None

@@ -1,0 +1,190 @@
+"""An earlier generation, again the newest; and what came later labelled as it would have."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from histories import Told
+
+from models.errors import ShoalError
+from models.kmeans import KMeansConfig
+from pipeline.cluster.assign import assign
+from pipeline.cluster.cluster import cluster
+from pipeline.cluster.config import ClusterConfig
+from pipeline.history.as_of import assign_as_of, found, moment
+from pipeline.history.diff import diff
+from pipeline.history.lineage import published
+from pipeline.history.rollback import rollback, stands
+from pipeline.tables.clusterings import Clustering, Generation
+from pipeline.tables.collection import Collection
+
+Arrive = Callable[[Path, str, int], None]
+
+
+def _labels(table: Collection, clustering: Clustering, generation: Generation) -> dict[str, int]:
+    files = table.samples.files(version=generation.samples_version)
+    parts = [clustering.read_assignments(generation, file, ["key", "cluster"]).to_pylist() for file in files]
+    return {row["key"]: row["cluster"] for part in parts for row in part}
+
+
+def test_a_rollback_is_a_generation_that_says_the_same_with_the_same_files(table: Collection) -> None:
+    clustering = table.clustering("kmeans")
+    first = clustering.generation(1)
+    again = rollback(table, "kmeans", 1)
+    assert (again.generation, again.parent, again.decision) == (3, 1, "rollback to 1")
+    kept = ("samples_version", "artifact", "config_digest", "statistics")
+    assert [getattr(again, name) for name in kept] == [getattr(first, name) for name in kept]
+    assert _labels(table, clustering, again) == _labels(table, clustering, first)
+    found = diff(table, "kmeans", 1, 3)
+    assert (found.stayed, found.moved, found.files_read, found.fates) == (30, 0, 0, ())
+    rows, before = clustering.clusters(again).to_pylist(), clustering.clusters(first).to_pylist()
+    assert [row["event"] for row in rows] == ["kept"] * 3
+    assert [row["parents"] for row in rows] == [[row["cluster"]] for row in rows]
+    columns = ("cluster", "size", "medoid_key", "medoid_shard", "medoid_score")
+    assert [[row[name] for name in columns] for row in rows] == [[row[name] for name in columns] for row in before]
+    assert clustering.moves(again).num_rows == 0
+
+
+def test_what_came_later_is_labelled_by_the_next_assign(table: Collection) -> None:
+    clustering = table.clustering("kmeans")
+    rollback(table, "kmeans", 1)
+    summary = assign(table, name="kmeans")
+    assert (summary.generation.generation, summary.generation.parent, summary.labelled) == (4, 3, 30)
+    assert _labels(table, clustering, summary.generation) == _labels(table, clustering, clustering.generation(2))
+
+
+def test_there_and_back_again(table: Collection) -> None:
+    clustering = table.clustering("kmeans")
+    assert rollback(table, "kmeans", 1).generation == 3
+    assert rollback(table, "kmeans", 2).generation == 4
+    again = rollback(table, "kmeans", 3)  # a rollback itself
+    assert (again.generation, again.decision) == (5, "rollback to 3")
+    assert _labels(table, clustering, again) == _labels(table, clustering, clustering.generation(1))
+    back = rollback(table, "kmeans", 4)
+    assert _labels(table, clustering, back) == _labels(table, clustering, clustering.generation(2))
+
+
+def test_where_nothing_is_to_do_nothing_is_done(table: Collection) -> None:
+    clustering = table.clustering("kmeans")
+    assert stands(clustering, 2)
+    assert rollback(table, "kmeans", 2) == clustering.generation(2)
+    assert not stands(clustering, 1)
+    again = rollback(table, "kmeans", 1)
+    assert stands(clustering, 1)
+    assert stands(clustering, 3)
+    assert rollback(table, "kmeans", 1) == rollback(table, "kmeans", 3) == again
+    assert len(clustering.generations()) == 3
+
+
+def test_a_generation_that_ended_or_never_was_is_a_sentence(table: Collection) -> None:
+    clustering = table.clustering("kmeans")
+    with pytest.raises(ShoalError, match=r"Clustering kmeans has no generation 3; it has 1-2\."):
+        rollback(table, "kmeans", 3)
+    rollback(table, "kmeans", 1)
+    clustering.end([1])
+    for call in (lambda: rollback(table, "kmeans", 1), lambda: diff(table, "kmeans", 1, 2)):
+        with pytest.raises(ShoalError, match="Generation 1 of clustering kmeans has ended: retention or a removal"):
+            call()
+    assert len(clustering.generations()) == 2
+
+
+def test_later_rows_are_labelled_as_by_an_earlier_generation(table: Collection, tmp_path: Path, arrive: Arrive) -> None:
+    clustering = table.clustering("kmeans")
+    arrive(tmp_path, "c", 3)
+    cluster(table, ClusterConfig(algorithm=KMeansConfig(clusters=2)), name="kmeans")
+    summary = assign_as_of(table, "kmeans", 1)
+    assert (summary.name, summary.labelled, summary.rows, summary.clusters) == ("kmeans-as-of-1", 60, 90, 3)
+    own = table.clustering("kmeans-as-of-1")
+    first = own.generation(1)
+    source = clustering.generation(1)
+    for name in ("samples_version", "artifact", "config_digest", "statistics"):
+        assert getattr(first, name) == getattr(source, name)
+    assert _labels(table, own, first) == _labels(table, clustering, source)
+    labels = _labels(table, own, summary.generation)
+    expected = _labels(table, clustering, clustering.generation(2))
+    assert {key: label for key, label in labels.items() if key[0] in "ab"} == expected
+    assert sum(key[0] == "c" for key in labels) == 30
+    assert len(clustering.generations()) == 3  # the clustering itself goes on as it was
+
+
+def test_as_of_continues_what_it_began(table: Collection, tmp_path: Path, arrive: Arrive) -> None:
+    once = assign_as_of(table, "kmeans", 1)
+    assert assign_as_of(table, "kmeans", 1).generation == once.generation
+    arrive(tmp_path, "c", 3)
+    again = assign_as_of(table, "kmeans", 1)
+    assert (again.name, again.labelled, again.rows) == (once.name, 30, 90)
+    assert again.generation.parent == once.generation.generation
+
+
+def test_hand_made_labels_are_copied_not_made_anew(copy: Told) -> None:
+    digest = cluster(copy.collection, ClusterConfig(algorithm=KMeansConfig(clusters=1))).generation.artifact
+    copy.publish(copy.labels[4], artifact=digest)
+    copy.shard(["d0", "d1"])
+    copy.publish(dict.fromkeys([*copy.labels[5], "d0", "d1"], 9))
+    summary = assign_as_of(copy.collection, "dpm", 6)
+    labels = _labels(copy.collection, copy.collection.clustering("dpm-as-of-6"), summary.generation)
+    assert labels == {**copy.labels[6], "d0": 0, "d1": 0}
+
+
+def test_another_clustering_of_that_name_is_left_alone(table: Collection) -> None:
+    cluster(table, ClusterConfig(algorithm=KMeansConfig(clusters=2)), name="kmeans-as-of-1")
+    with pytest.raises(ShoalError, match="clustering named kmeans-as-of-1 whose model is not that of generation 1"):
+        assign_as_of(table, "kmeans", 1)
+
+
+def test_a_time_is_the_newest_generation_until_then(copy: Told) -> None:
+    clustering = copy.clustering
+    there = clustering.generations()
+    tick = timedelta(microseconds=1)
+    for before, each in itertools.pairwise(there):
+        assert found(clustering, each.created_at) == each
+        assert found(clustering, each.created_at - tick) == before
+    assert found(clustering, datetime(9000, 1, 1, tzinfo=UTC)) == there[-1]
+    assert found(clustering, 3) == there[2] == published(clustering, 3)
+    with pytest.raises(ShoalError, match=r"has no generation of .* or before; the first it has is 1, of "):
+        found(clustering, there[0].created_at - tick)
+
+
+def test_a_time_whose_generation_may_have_ended_is_a_sentence(copy: Told) -> None:
+    clustering = copy.clustering
+    there = clustering.generations()
+    clustering.end([1, 3])
+    assert found(clustering, there[4].created_at) == there[4]
+    assert found(clustering, there[3].created_at) == there[3]
+    with pytest.raises(ShoalError, match="Generation 3 of clustering dpm has ended, and may have been the newest at"):
+        found(clustering, there[2].created_at)
+    with pytest.raises(ShoalError, match="or before; the first it has is 2, of"):
+        found(clustering, there[0].created_at)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("17", 17),
+        ("20261130", 20261130),
+        ("2026-11-30", datetime(2026, 11, 30, 23, 59, 59, 999_999, UTC)),
+        ("2026-11-30T18:00", datetime(2026, 11, 30, 18, 0, tzinfo=UTC)),
+        ("2026-11-30 18:00:01.5", datetime(2026, 11, 30, 18, 0, 1, 500_000, UTC)),
+        ("2026-11-30T18:00+01:00", datetime(2026, 11, 30, 17, 0, tzinfo=UTC)),
+        ("2026-11-30T18:00Z", datetime(2026, 11, 30, 18, 0, tzinfo=UTC)),
+    ],
+)
+def test_what_as_of_may_say(text: str, expected: int | datetime) -> None:
+    assert moment(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "2026-13-01", "-1", "1.5", "²", "9999-12-31", "2026-11-30T25:00"])
+def test_what_as_of_may_not_say(text: str) -> None:
+    with pytest.raises(ShoalError, match=r"is no date .*; give a generation's number, a date"):
+        moment(text)
+
+
+def test_a_clustering_that_is_told_by_hand_needs_the_images_there_are(tmp_path: Path) -> None:
+    told = Told(tmp_path / "table")
+    told.shard(["a0"])
+    with pytest.raises(AssertionError):
+        told.publish({"a1": 0}, parent=None)

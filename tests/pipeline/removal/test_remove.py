@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from takedown import Rows, assigned, build, checkpoint_logs, medoids, traces, write_file
+
+from models.errors import ShoalError
+from pipeline.removal.journal import Journal
+from pipeline.removal.remove import STEPS, _Removal, preview, remove
+from pipeline.tables.collection import Collection
+from pipeline.tables.imports import import_files
+from pipeline.tables.schema import OK, REJECTED, REMOVED
+from pipeline.train.checkpoints import Checkpoint, CheckpointStore
+
+Keys = list[str]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("removal"))
+
+
+@pytest.fixture
+def table(built: Path, tmp_path: Path) -> Collection:
+    """A copy, with all that may be beside its rows: checkpoints of logs and fits, and killed writers' files."""
+    shutil.copytree(built.parent, tmp_path / "run")
+    table = Collection.open(tmp_path / "run")
+    checkpoint_logs(table)
+    _leave_traces(table)
+    return table
+
+
+def _leave_traces(table: Collection) -> None:
+    folder = Path(str(table.path))
+    file = table.samples.files()[0]
+    rows = table.samples.read(file)
+    table.samples.write(rows)  # by an extraction that lost its race
+    for name in table.clusterings():
+        clustering = table.clustering(name)
+        latest = clustering.latest()
+        assert latest is not None
+        clustering.write_assignments(clustering.read_assignments(latest, file), file)
+        source = folder / "artifacts" / f"{table.artifacts.read(latest.artifact).kind}-{latest.artifact[:12]}"
+        unfinished = folder / "artifacts" / f"{name}-0123456789ab"
+        unfinished.mkdir()
+        shutil.copy(source / "tensors.safetensors", unfinished / "tensors.safetensors.1234")
+        stopped = folder / "unfinished" / name / "0123"
+        CheckpointStore(stopped, "run").save(Checkpoint(1, {}, load_file(source / "tensors.safetensors")))
+    (folder.parent / "report.html").write_text("".join(rows["key"].to_pylist()))
+    (folder.parent / "report.html.1234").write_text("".join(rows["key"].to_pylist()))
+
+
+def _taken(table: Collection, rows: Rows) -> Keys:
+    """A medoid of each clustering, a cluster's only row, the first and last of a file, a reject, and its double."""
+    keys = sorted(rows.x)
+    chosen = {medoids(table, "kmeans")[0], medoids(table, "dpm")[-1], keys[0], keys[30], keys[-1]}
+    rejects = table.samples.rejects()["key"].to_pylist()
+    return sorted(chosen | set(rejects[:2]))
+
+
+def _beside(table: Collection) -> list[Path]:
+    return [Path(str(table.path)).parent / "report.html"]
+
+
+def _check(table: Collection, before: Rows, labels: dict[str, dict[int, dict[str, int]]], keys: Keys) -> None:
+    """Nothing is left of the keys; everything is left of the others."""
+    assert traces(Path(str(table.path)).parent, before, keys) == []
+    after = Rows.of(table)
+    assert after.x == {key: x for key, x in before.x.items() if key not in keys}
+    now = assigned(table)
+    assert set(now) == set(labels)
+    for name, generations in now.items():
+        (only,) = generations.values()
+        old = labels[name][max(labels[name])]
+        assert only == {key: old[key] for key in after.x}
+    assert not (Path(str(table.path)) / "unfinished").exists()
+    assert table.samples.done_shards() == set(before.shard.values())
+
+
+def test_nothing_on_disk_tells_of_a_removed_sample(table: Collection) -> None:
+    before, labels = Rows.of(table), assigned(table)
+    keys = _taken(table, before)
+    tracks = traces(Path(str(table.path)).parent, before, keys)
+    for kind in (
+        "samples/_delta_log",
+        "checkpoint.parquet",
+        "report",
+        "unfinished",
+        "clusters/",
+        "assignments/",
+        "artif",
+    ):
+        assert any(kind in track for track in tracks), kind  # the search finds what is there
+    found = preview(table, [(None, key) for key in keys])
+    images = sum(key in before.x for key in keys)
+    assert (found.images, found.ending) == (images, {"kmeans": [1, 2], "dpm": [1, 2]})
+    summary = remove(table, [(None, key) for key in keys], beside=_beside(table))
+    assert (summary.images, summary.rejects, summary.unknown) == (images, found.rejects, ())
+    assert summary.ended == {"kmeans": [1, 2], "dpm": [1, 2]}
+    assert summary.published == {"kmeans": 3, "dpm": 3}
+    assert (summary.lost, summary.pending, summary.continued) == ({}, (), False)
+    assert sum(summary.shards.values()) == len(keys)
+    _check(table, before, labels, keys)
+    samples = table.samples
+    assert samples.count(REMOVED) == images + found.rejects
+    assert samples.count() + samples.count(REJECTED) + samples.count(REMOVED) == 160
+    again = remove(table, [(None, key) for key in keys])
+    assert (again.removed_before, again.images) == (len(keys), 0)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.slow
+def test_killed_between_any_two_steps_it_is_completed(
+    table: Collection, step: str, after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, labels = Rows.of(table), assigned(table)
+    keys = _taken(table, before)
+    whole = getattr(_Removal, step)
+
+    def killed(removal: _Removal) -> None:
+        if after:
+            whole(removal)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_Removal, step, killed)
+        remove(table, [(None, key) for key in keys], beside=_beside(table))
+    assert all(assigned(table).values())  # whatever readers see is whole
+    assert Journal(table).read() is not None
+    summary = remove(table, [], beside=_beside(table))
+    assert summary.continued
+    _check(table, before, labels, keys)
+
+
+def test_unknown_keys_are_told_and_alone_refused(table: Collection) -> None:
+    (version, key) = table.samples.version, sorted(Rows.of(table).x)[0]
+    for wanted in ([(None, "no-such-key")], [("b.npz", key)]):
+        with pytest.raises(ShoalError, match="None of the 1 keys is in the table"):
+            remove(table, wanted)
+    with pytest.raises(ShoalError, match="no key was given"):
+        remove(table, [])
+    assert (table.samples.version, Journal(table).read()) == (version, None)
+    assert preview(table, [("a.npz", key), (None, "stranger")]).unknown == ((None, "stranger"),)
+
+
+def test_rows_that_arrive_meanwhile_go_too(table: Collection, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    late = write_file(tmp_path, "a", 60, 0)  # the keys of file a, under another name
+    key = sorted(Rows.of(table).x)[0]
+    publish = _Removal.publish_without
+
+    def interrupted(removal: _Removal) -> None:
+        import_files([late], table.path)
+        publish(removal)
+
+    monkeypatch.setattr(_Removal, "publish_without", interrupted)
+    summary = remove(table, [(None, key)])
+    assert summary.images == 2
+    assert set(summary.shards) == {str(late), *(shard for shard in summary.shards if shard.endswith("/a.npz"))}
+    assert key not in Rows.of(table).x
+    assert table.samples.count(REMOVED) == 2
+
+
+def test_a_shard_whose_every_row_went_is_not_imported_again(table: Collection) -> None:
+    rows = Rows.of(table)
+    (shard,) = {each for each in rows.shard.values() if each.endswith("c.npz")}
+    keys = [key for key, each in rows.shard.items() if each == shard]
+    rejects = [row["key"] for row in table.samples.rejects().to_pylist() if row["shard"] == shard]
+    remove(table, [(shard, key) for key in [*keys, *rejects]])
+    assert import_files([shard], table.path).skipped == 1
+    assert {file.shard for file in table.samples.files(OK)} == set(rows.shard.values()) - {shard}
+
+
+def test_a_table_may_lose_every_row(table: Collection) -> None:
+    rows = Rows.of(table)
+    summary = remove(table, [(None, key) for key in rows.x], beside=_beside(table))
+    assert (summary.images, table.samples.count(), table.clusterings()) == (len(rows.x), 0, [])
+    assert traces(Path(str(table.path)).parent, rows, sorted(rows.x)) == []
