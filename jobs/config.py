@@ -19,7 +19,7 @@ from models.backbone_config import BackboneConfig
 from models.config import Config
 from models.errors import ShoalError
 from pipeline.cluster.config import ClusterConfig
-from pipeline.evaluate.evaluate import EvaluateConfig
+from pipeline.evaluate.config import EvaluateConfig
 from pipeline.extract.config import ExtractConfig
 from pipeline.ingest.decode import DecodeConfig
 from pipeline.ingest.write import ShardConfig

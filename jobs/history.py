@@ -64,10 +64,9 @@ def _overview(lineage: Lineage, began: float) -> Brief:
     clusters = _clusters(lineage, newest)
     values: dict[str, Value] = {
         "clustering": lineage.name,
-        "generations": len(generations),
-        "ended": len(generations) - len(lineage.generations),
-        "newest": newest,
-        "clusters": len(clusters),
+        "newest_generation": newest,
+        "generations_ended": len(generations) - len(lineage.generations),
+        "living_clusters": len(clusters),
         "clusters_ever": len(set(lineage.clusters) - {NOISE}),
     }
     if len(clusters) > _SHOWN:

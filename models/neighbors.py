@@ -15,7 +15,6 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
-from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 
 from models.errors import ShoalError
@@ -123,6 +122,8 @@ def squared_distances(x_ND: Tensor, centroid_KD: Tensor) -> Tensor:
 
 
 def _lloyd(sample: np.ndarray, num_clusters: int, random: np.random.RandomState, gpus: int) -> tuple[float, np.ndarray]:
+    from sklearn.cluster import kmeans_plusplus  # noqa: PLC0415  takes seconds to import, and only fits need it
+
     start, _ = kmeans_plusplus(sample, num_clusters, random_state=random)
     rows, dim = sample.shape
     # FAISS would drop rows beyond 256 per centroid, and warn below 39.

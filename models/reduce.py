@@ -11,7 +11,6 @@ from typing import Annotated, Literal, Protocol
 import numpy as np
 import torch
 from pydantic import Field
-from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -125,6 +124,8 @@ def project_2d(x_ND: Tensor, seed: int) -> Tensor:
     flat_NC = pca.transform(x_ND)
     if len(x_ND) < 5 or not bool(flat_NC.std(dim=0).any()):
         return torch.nn.functional.pad(flat_NC[:, :2], (0, 2 - min(2, flat_NC.shape[1])))
+    from sklearn.manifold import TSNE  # noqa: PLC0415  takes seconds to import, and only the report needs it
+
     perplexity = min(30.0, (len(x_ND) - 1) / 3)
     init = "pca" if flat_NC.shape[1] >= 2 else "random"
     with threadpool_limits(1):  # its threads wait for each other so often that one is faster on busy cores

@@ -28,7 +28,7 @@ from jobs.figures import Row, Value
 from models.reduce import NoReduction
 from pipeline.cluster.cluster import cluster
 from pipeline.cluster.config import ClusterConfig
-from pipeline.evaluate.following import Seen, Story, arrive, begun, born, events, joined, kept_share, seen
+from pipeline.evaluate.following import Seen, Story, arrive, begun, born, events, joined, kept_share, owned, seen
 from pipeline.evaluate.metrics import score_labels
 from pipeline.evaluate.streams import Batch, Drift, Mixture, Unseen
 from pipeline.progress import Progress
@@ -48,6 +48,7 @@ class Outcome:
 
     bars: list[Bar]
     rows: list[Row]
+    values: dict[str, Value]
 
 
 def run(
@@ -66,19 +67,15 @@ def run(
         moved = drifting(folder / "drift", drift, on_progress)
         errors = {kind: fixed(folder / kind, kind, on_progress) for kind in FIXED}
     statistics = [Bar(f"error of statistics, {kind}", error, most=1e-9) for kind, error in errors.items()]
-    values: dict[str, Value] = {
-        "rows": len(digits.x_ND),
-        "unseen": ", ".join(map(str, unseen)),
-        "rows_of_an_increment": stream.rows,
-    }
+    law: dict[str, Value] = {"rows": len(digits.x_ND), "unseen": ", ".join(map(str, unseen))}
     tables = {"unseen": new.rows, "drift": moved.rows}
-    return judged("recluster-stream", [*new.bars, *moved.bars, *statistics], values, tables)
+    return judged("recluster-stream", [*new.bars, *moved.bars, *statistics], law | new.values | moved.values, tables)
 
 
 def arrivals(path: Path, stream: Unseen, on_progress: Progress) -> Outcome:
     """A stream that brings classes which the first fit did not see."""
     table = _fitted(path, stream.base(), ClusterConfig(reduce=NoReduction()))
-    given = base = latest = _latest(table)
+    given = base = latest = _latest(table)  # what rows were first given; of the first fit; of the newest generation
     rows: list[Row] = []
     for number, batch in enumerate(stream.later(), start=1):
         on_progress("bench, unseen classes", number, 2 * stream.increments)
@@ -90,11 +87,14 @@ def arrivals(path: Path, stream: Unseen, on_progress: Progress) -> Outcome:
     rows.append({"increment": "refit", **row, "rows_that_keep_their_id": kept_share(latest, refit)})
     others = sorted(set(np.unique(stream.label_N).tolist()) - set(stream.unseen))
     bars = [
-        Bar("unseen classes that became clusters", len(born(base, latest, stream.unseen)), least=len(stream.unseen)),
+        Bar("unseen classes that became clusters", len(owned(latest, stream.unseen)), least=len(stream.unseen)),
         Bar("rows of the others that keep their id", kept_share(given, latest, others), least=0.995),
         Bar("nmi below a full refit's", _nmi(refit) - _nmi(latest), most=0.01),
     ]
-    return Outcome(bars, rows)
+    new = len(born(base, latest, stream.unseen))  # the others took over a small cluster of stray rows
+    return Outcome(
+        bars, rows, {"unseen_classes_under_new_ids": new, "nmi": _nmi(latest), "nmi_of_a_refit": _nmi(refit)}
+    )
 
 
 def drifting(path: Path, law: Drift, on_progress: Progress) -> Outcome:
@@ -115,7 +115,7 @@ def drifting(path: Path, law: Drift, on_progress: Progress) -> Outcome:
         Bar("deaths of the one that ended, in time", story.deaths, 1, 1),
         Bar("events that did not happen", len(story.others), most=0),
     ]
-    return Outcome(bars, rows)
+    return Outcome(bars, rows, {"events_that_did_not_happen": "; ".join(story.others)})
 
 
 def fixed(path: Path, kind: str, on_progress: Progress, rows: int = 5_000, increments: int = 10) -> float:

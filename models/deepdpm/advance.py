@@ -102,6 +102,13 @@ def _round(config: DeepDPMConfig, search: Search, stats: NetStats, living: Tenso
     )
 
 
+def half_means(search: Search, stats: NetStats) -> Tensor:
+    """Means of the two halves of each cluster, (K, 2, D); an empty half stays where it was, so that rows may come back."""
+    mean_HD = stats.halves.sum_KD / (search.prior.kappa + stats.halves.count_K)[:, None]
+    empty_K2 = stats.halves.count_K.view(-1, 2) < 1
+    return torch.where(empty_K2[:, :, None], search.half_K2D, mean_HD.view(-1, 2, search.prior.dim))
+
+
 def _enter(search: Search, stats: NetStats, members: list[Member]) -> tuple[Search, Cut]:
     """Posterior modes of all clusters in one batched factorisation, and the means of their halves."""
     whole = Moments.cat([member.whole for member in members])
@@ -111,11 +118,7 @@ def _enter(search: Search, stats: NetStats, members: list[Member]) -> tuple[Sear
     axis_L = torch.tensor([member.axis for member in members])
     anew = torch.nonzero(anew_L).flatten()
     cut = cut_in_two(gaussians[anew], axis_L[anew])
-    mean_HD = stats.halves.sum_KD / (search.prior.kappa + stats.halves.count_K)[:, None]
-    half_K2D = mean_HD.view(-1, 2, search.prior.dim)
-    empty_K2 = stats.halves.count_K.view(-1, 2) < 1  # an empty half stays where it was, so that rows may come back
-    half_K2D = torch.where(empty_K2[:, :, None], search.half_K2D, half_K2D)
-    half_L2D = half_K2D[row_L]
+    half_L2D = half_means(search, stats)[row_L]
     half_L2D[anew] = cut.half_K2D
     mixture = Mixture(
         torch.tensor([member.identity for member in members]),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.deepdpm.mixture import Mixture
 from models.deepdpm.network import DeepDPMNet
-from models.moments import Moments, moments_of_sets, sparse_moments
+from models.moments import Moments, sparse_moments
 from models.posterior import most_probable
 
 _LEAST = 1e-6  # responsibilities below are rounding of a float32 softmax
@@ -73,27 +73,35 @@ def occupancy(mixture: Mixture, x_ND: Tensor) -> Occupancy:
     return Occupancy(torch.bincount(most_probable(mixture.log_joint(x_ND)), minlength=len(mixture.id_K)))
 
 
-def net_statistics(net: DeepDPMNet, x_ND: Tensor, origin_D: Tensor, candidates: int) -> NetStats:
-    """Statistics of one block of rows (N may be 0). O(N (H (D + K) + C D^2)) time, no N x K x D temporary."""
+def net_statistics(
+    net: DeepDPMNet, x_ND: Tensor, origin_D: Tensor, candidates: int, weight_N: Tensor | None = None
+) -> NetStats:
+    """Statistics of one block of rows (N may be 0), each counted `weight_N` times or once.
+
+    O(N (H (D + K) + C D^2)) time, no N x K x D temporary.
+    """
+    weight_N = torch.ones_like(x_ND[:, 0], dtype=torch.float64) if weight_N is None else weight_N
     clusters, dim = len(net.last.bias), len(origin_D)
     step = max(256, _CELLS // (clusters + 4 * dim))
-    parts = [_block(net, x_nD, origin_D, candidates) for x_nD in x_ND.split(step)]
+    blocks = zip(x_ND.split(step), weight_N.split(step), strict=True)
+    parts = [_block(net, x_nD, weight_n, origin_D, candidates) for x_nD, weight_n in blocks]
     return sum(parts[1:], start=parts[0])
 
 
-def _block(net: DeepDPMNet, x_ND: Tensor, origin_D: Tensor, candidates: int) -> NetStats:
+def _block(net: DeepDPMNet, x_ND: Tensor, weight_N: Tensor, origin_D: Tensor, candidates: int) -> NetStats:
     clusters, said = len(net.last.bias), net(x_ND)
     origin_D = origin_D.to(x_ND.device)
     row_N = torch.arange(len(x_ND), device=x_ND.device)
-    row_E, cluster_E, weight_E = largest(said.logit_BK, candidates)
-    pair_N2 = torch.softmax(said.pair_B2.double(), dim=1)
+    row_E, cluster_E, share_E = largest(said.logit_BK, candidates)
+    pair_2N = torch.softmax(said.pair_B2.double(), dim=1).T * weight_N
     first_N = 2 * said.cluster_B
+    half_N = first_N + said.pair_B2.argmax(dim=1)
     return NetStats(
-        clusters=sparse_moments(x_ND, row_E, cluster_E, weight_E, clusters, origin_D),
+        clusters=sparse_moments(x_ND, row_E, cluster_E, share_E * weight_N[row_E], clusters, origin_D),
         halves=sparse_moments(
-            x_ND, row_N.repeat(2), torch.cat([first_N, first_N + 1]), pair_N2.T.flatten(), 2 * clusters, origin_D
+            x_ND, row_N.repeat(2), torch.cat([first_N, first_N + 1]), pair_2N.flatten(), 2 * clusters, origin_D
         ),
-        members=moments_of_sets(x_ND, first_N + said.pair_B2.argmax(dim=1), 2 * clusters, origin_D),
+        members=sparse_moments(x_ND, row_N, half_N, weight_N, 2 * clusters, origin_D),
     )
 
 

@@ -122,7 +122,7 @@ def grouped(
 
     Up to 64 components every pair is compared, O(K^2 D^3) time; beyond, each with its 8 nearest, O(K^2 D + K D^3), and
     the tree may end in several groups that nothing links. Valleys cost O(D^3 + n (D + log n)) for each pair that
-    overlaps, n its projected rows. Pairs of which neither is free cost nothing. Memory: two K x D x D arrays (one
+    overlaps, n its projected rows. Pairs of which neither is free are left out. Memory: two K x D x D arrays (one
     K x D where covariances are diagonal) and chunks. Runs on the processor; never raises for components that are
     equal, flat or without rows.
     """

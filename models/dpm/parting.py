@@ -14,16 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.dpm.counting import EMPTY
+from models.dpm.counting import EMPTY, scaled_sets
 from models.dpm.mixture import DPM
 from models.dpm.novel import Proposal, found_sets
-from models.dpm.population import density
 from models.dpm.settling import Settling
 from models.moments import Moments
 
 _GROWN = 0.05  # a component whose rows have changed by this fraction since it was last tried deserves a trial
 _TRIALS = 16  # in one refinement, those that have changed most; the others keep for the next
-_ROWS_PER_DIMENSION = 2  # that a trial takes: fewer say nothing of two covariances
+_ROWS_PER_DIMENSION = 3  # that a part of a sample needs: fewer say too little of a covariance
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,14 @@ def split(model: DPM, settling: Settling, usable_N: Tensor, rng: torch.Generator
         trials.tried.append(k)
         if len(sets) < 2:
             continue
-        gain = split_gain(settling, sets, float(settling.count_K[k]))
+        sets, gain = confirmed(settling, sets, factor)
         if gain <= 0:
-            trials.proposals.append(Proposal(k, len(sets[1]), gain))
+            trials.proposals.append(Proposal(k, len(row_n), gain))
             continue
         partial = float(settling.base.count_K[k]) > EMPTY
         if partial:
             _stand_in(settling, k, row_n)
+        sets = sorted(sets, key=len, reverse=True)
         children = settling.enlist(sets[1:]).tolist()
         trials.proposals.extend(
             Proposal(k, len(each), gain, child) for each, child in zip(sets[1:], children, strict=True)
@@ -61,31 +61,35 @@ def split(model: DPM, settling: Settling, usable_N: Tensor, rng: torch.Generator
     return trials
 
 
-def split_gain(settling: Settling, sets: list[Tensor], rows: float) -> float:
-    """What the log joint gains when a component of `rows` rows is parted as these sets of some of them are.
+def confirmed(settling: Settling, sets: list[Tensor], factor: float) -> tuple[list[Tensor], float]:
+    """Sets that stay apart when each of their rows stands for `factor` rows, and what the log joint gains by that.
 
-    The log joint of rows is that of some plus the log predictive density of every other given those before it. The
-    latter is estimated by halves of the sets, each evaluated under the other: so what a cut owes to chance is no gain,
-    and what it would gain by more rows is left out.
+    Moments of a sample are taken for those of all rows. What they owe to chance counts `factor` times then, so a set
+    has to gain (factor - 1) p more, p the parameters of a component: Akaike's correction. Sets without rows enough for
+    their parameters go to others; and those that do not gain so much merge, the least first.
     """
-    row_n, set_n = torch.cat(sets), torch.cat([torch.full_like(each, s) for s, each in enumerate(sets)])
-    parts = settling.moments(row_n, set_n, len(sets))
-    worth = settling.worth(Moments.cat([parts, parts.total()]))
-    gain, others = float(worth[:-1].sum() - worth[-1]), rows - float(parts.count_K.sum())
-    if others <= EMPTY * rows:
-        return gain
-    half_n = torch.cat([torch.arange(len(each)) % 2 for each in sets])
-    gains = [_predicted_gain(settling, row_n, set_n, half_n == half) for half in (0, 1)]
-    return gain + others * float(torch.cat(gains).mean())
-
-
-def _predicted_gain(settling: Settling, row_n: Tensor, set_n: Tensor, known_n: Tensor) -> Tensor:
-    """Log joint density of each unknown row in its most probable set, minus that in all of them as one."""
-    parts = settling.moments(row_n[known_n], set_n[known_n], int(set_n.max()) + 1)
-    sets = Moments.cat([parts, parts.total()])
-    density_nS = density(settling.config, settling.prior, sets).log_density(settling.x_ND[row_n[~known_n]])
-    joint_nS = density_nS + (sets.count_K / sets.count_K[-1]).log()
-    return joint_nS[:, :-1].amax(dim=1) - joint_nS[:, -1]
+    dim, covariance = settling.prior.dim, settling.config.covariance
+    price = (factor - 1) * (dim + {"full": dim * (dim + 1) // 2, "diagonal": dim, "spherical": 1, "tied": 0}[covariance])
+    least = 0 if factor <= 1 + EMPTY else _ROWS_PER_DIMENSION * dim
+    sets = sorted(sets, key=len, reverse=True)
+    small = [each for each in sets[1:] if len(each) < least]
+    sets = [torch.cat([sets[0], *small]), *(each for each in sets[1:] if len(each) >= least)]
+    parts = Moments.cat([settling.moments(each, torch.zeros_like(each), 1) for each in sets])
+    parts = scaled_sets(parts, factor)
+    while len(sets) > 1:
+        left_P, right_P = torch.triu_indices(len(sets), len(sets), 1)
+        worth = settling.worth(parts)
+        gain_P = settling.worth(parts[left_P] + parts[right_P]) - worth[left_P] - worth[right_P] + price
+        best = int(gain_P.argmax())
+        if gain_P[best] <= 0:
+            whole = float(settling.worth(parts.total())[0])
+            gain = float(worth.sum()) - whole - price * (len(sets) - 1)
+            return sets, gain
+        left, right = int(left_P[best]), int(right_P[best])
+        kept = [s for s in range(len(sets)) if s not in (left, right)]
+        parts = Moments.cat([parts[torch.tensor([left, right])].total(), parts[torch.tensor(kept, dtype=torch.int64)]])
+        sets = [torch.cat([sets[left], sets[right]]), *(sets[s] for s in kept)]
+    return sets, 0.0
 
 
 def _due(model: DPM, settling: Settling, usable_N: Tensor) -> list[int]:
@@ -94,7 +98,7 @@ def _due(model: DPM, settling: Settling, usable_N: Tensor) -> list[int]:
     old = len(population)
     rows_K = torch.bincount(settling.label_N[usable_N], minlength=len(settling))[:old]
     change_K = (settling.count_K[:old] / population.tried_K.clamp_min(1) - 1).abs()
-    least = max(2 * config.min_size, _ROWS_PER_DIMENSION * model.dim)
+    least = 2 * max(config.min_size, _ROWS_PER_DIMENSION * model.dim)
     due_K = (change_K > _GROWN) & (rows_K >= least)
     order = torch.argsort(change_K, descending=True, stable=True).tolist()
     return [k for k in order if due_K[k]][:_TRIALS]

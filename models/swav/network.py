@@ -9,12 +9,14 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.preprocessing import Preprocessing
+if TYPE_CHECKING:  # torchvision takes seconds to import, and labelling needs the head alone
+    from models.preprocessing import Preprocessing
 
 _NORM = ("running_mean", "running_var", "weight", "bias")  # of a batch norm
 

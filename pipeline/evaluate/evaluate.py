@@ -4,22 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pydantic import Field
-
-from models.config import Config
 from pipeline.cluster.published import published
+from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.metrics import GeometryScores, LabelScores, score_geometry, score_labels
-from pipeline.evaluate.probe_config import ProbeConfig
 from pipeline.progress import Progress, silent
 from pipeline.tables.collection import Collection
 
-
-class EvaluateConfig(Config):
-    """How scores are sampled, and features probed."""
-
-    sample_rows: int = Field(5_000, ge=2, description="rows that the silhouette is taken over")
-    seed: int = Field(0, ge=0)
-    probe: ProbeConfig = ProbeConfig()
+__all__ = ["EvaluateConfig", "Evaluation", "evaluate"]
 
 
 @dataclass(frozen=True)

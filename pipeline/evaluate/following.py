@@ -97,20 +97,24 @@ def kept_share(before: Seen, after: Seen, labels: Sequence[int] | None = None) -
     return float((after_N == before.cluster_N[here_N]).mean()) if here_N.any() else 1.0
 
 
-def born(before: Seen, after: Seen, labels: Sequence[int]) -> dict[int, int]:
-    """Which of these labels became a cluster of their own with an id that is new, and that id.
+def owned(found: Seen, labels: Sequence[int]) -> dict[int, int]:
+    """Which of these labels have a cluster of their own, and that cluster.
 
-    A label has become one if at least 90 % of its rows are in the cluster, and of the cluster's rows of the label.
+    At least 90 % of a label's rows are in it, and of its rows of the label.
     """
-    found = {}
+    own = {}
     for label in labels:
-        cluster = after.cluster_of(label)
-        of_label, of_cluster = after.label_N == label, after.cluster_N == cluster
+        cluster = found.cluster_of(label)
+        of_label, of_cluster = found.label_N == label, found.cluster_N == cluster
         both = int((of_label & of_cluster).sum())
-        is_new = cluster != NOISE and cluster not in before.ids
-        if is_new and both >= _FOUND * of_label.sum() and both >= _FOUND * of_cluster.sum():
-            found[label] = cluster
-    return found
+        if cluster != NOISE and both >= _FOUND * max(of_label.sum(), of_cluster.sum()):
+            own[label] = cluster
+    return own
+
+
+def born(before: Seen, after: Seen, labels: Sequence[int]) -> dict[int, int]:
+    """Those of `owned` whose cluster has an id that is new."""
+    return {label: cluster for label, cluster in owned(after, labels).items() if cluster not in before.ids}
 
 
 def joined(given: Seen, latest: Seen) -> Seen:

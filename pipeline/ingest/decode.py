@@ -23,7 +23,6 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from pydantic import Field
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from models.config import Config
 from pipeline.ingest.headers import (
@@ -100,6 +99,8 @@ def _decode(image: bytes, config: DecodeConfig, short_side: int | None) -> Tenso
 
 
 def _decode_jpeg(image: bytes, config: DecodeConfig, short_side: int | None) -> Tensor:
+    from torchvision.io import ImageReadMode, decode_jpeg  # noqa: PLC0415  takes seconds, and settings need it not
+
     header = read_jpeg_header(image)
     _check_size(header.width, header.height, config)
     factor = _factor(header, short_side) if config.reduce_jpeg else 1

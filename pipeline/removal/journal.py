@@ -58,10 +58,11 @@ class Journal:
             if each.name != NAME:
                 _delete(each)
 
-    def close(self) -> None:
-        """Nothing is left to do, and nothing is left here."""
-        self._path.unlink(missing_ok=True)
-        if not children(self._folder) and self._folder.is_dir():
+    def close(self, entry: Entry) -> None:
+        """Nothing is left to do, and nothing is left here, unless another removal has begun."""
+        if self.read() == entry:
+            self._path.unlink()
+        if self._folder.is_dir() and not children(self._folder):
             self._folder.rmdir()
 
 

@@ -18,7 +18,8 @@ from pipeline.tables.place import Place, children
 from pipeline.tables.samples import SampleFile
 from pipeline.tables.schema import OK, REJECTED
 
-STEPS = ("take_rows_out", "publish_without", "end_generations", "delete_files", "scrub_logs", "delete_traces")
+RELEASE = ("take_rows_out", "publish_without", "end_generations")  # until no reader needs the rows
+DELETE = ("delete_files", "scrub_logs", "delete_traces")
 ROUNDS = 3  # each of which somebody else's commit makes necessary; more mean that others are at work on the table
 
 
@@ -125,10 +126,8 @@ class _Removal:
         self._hits = hits
         self._journal.write(self.entry)
         for _ in range(ROUNDS):
-            for step in STEPS:
-                getattr(self, step)()
-            if self._is_done():
-                self._journal.close()
+            if self._is_released_by(RELEASE) and self._is_released_by(DELETE):
+                self._journal.close(self.entry)
                 self.summary.shards = {shard: len(keys) for shard, keys in sorted(self.entry.found.in_shard.items())}
                 return
         raise ShoalError(
@@ -151,8 +150,8 @@ class _Removal:
         if not self.samples.count():
             return  # and nothing is left to cluster
         for name in self.table.clusterings():
-            latest = self.table.clustering(name).latest()
-            if latest is None or latest not in self._holding(name):
+            latest, holding = self.table.clustering(name).latest(), self._holding(name)
+            if latest is None or latest not in holding or self._has_newer(name, latest, holding):
                 continue
             try:
                 self.summary.published[name] = forget(self.table, name, latest, self._on_progress).generation
@@ -177,8 +176,8 @@ class _Removal:
 
     def scrub_logs(self) -> None:
         """Statistics in the logs have smallest and largest keys."""
-        keys = frozenset[str]().union(self.entry.asked.anywhere, *self.entry.found.in_shard.values())
-        self.samples.scrub(keys)
+        keys = frozenset[str]().union(*self.entry.found.in_shard.values())
+        self.samples.scrub(keys, self._whole_versions())
         for name in self._names():
             self.table.clustering(name).scrub(keys)
 
@@ -195,15 +194,36 @@ class _Removal:
         self._hits = find(self.samples, self.entry.asked, self._known, self._on_progress)
         self._known = self._hits.looked
 
-    def _is_done(self) -> bool:
+    def _is_released_by(self, steps: Sequence[str]) -> bool:
+        """Whether, after these steps, neither the table nor a generation has such rows."""
+        for step in steps:
+            getattr(self, step)()
         self._look()
         return not self._hits.files and not any(map(self._holding, self.table.clusterings()))
 
     def _holding(self, name: str) -> list[Generation]:
         """Generations that name data files which were replaced for these rows."""
-        here = {file.path for file in self.samples.files()}
+        return _naming(self.table, name, self._is_gone())
+
+    def _has_newer(self, name: str, latest: Generation, holding: Sequence[Generation]) -> bool:
+        """Whether `latest` came from somebody who knew an older table than a generation without the rows does."""
+        others = (each for each in self.table.clustering(name).generations() if each not in holding)
+        return any(each.samples_version > latest.samples_version for each in others)
+
+    def _whole_versions(self) -> set[int]:
+        """Versions of the samples table that generations name, of which no file was replaced for these rows."""
+        is_gone = self._is_gone()
+        generations = [each for name in self._names() for each in self.table.clustering(name).generations()]
+        return {
+            version
+            for version in {each.samples_version for each in generations}
+            if not any(is_gone(file) for files in self.samples.files_by_status(version).values() for file in files)
+        }
+
+    def _is_gone(self) -> Callable[[SampleFile], bool]:
+        here = {file.path for files in self.samples.files_by_status().values() for file in files}
         shards = self.entry.found.in_shard
-        return _naming(self.table, name, lambda file: file.shard in shards and file.path not in here)
+        return lambda file: file.shard in shards and file.path not in here
 
 
 def _asked(table: Collection, keys: Iterable[Wanted]) -> Targets:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -32,31 +32,24 @@ class Swept:
 
 
 def sweep_data_files(table: Collection, asked: Targets, found: Targets) -> Swept:
-    """Delete every data file below the table that has a row that is to go, whether or not a log ever named it.
+    """Delete every data file that has a row that is to go, whether or not a log ever named it.
 
-    To be called when neither the newest version nor any generation names one. A file of a shard that is not done may
-    belong to an extraction at work: it stays, and is told. Opens every data file that may hold such a row; memory is
-    the keys of some files.
+    To be called when neither the newest version nor any generation names one. A samples file of a shard that is not
+    done may belong to an extraction at work: it stays, and is told. Opens every data file that may hold such a row;
+    memory is the keys of some files.
     """
+    done = table.samples.done_shards()  # before the listing: nobody can commit a file of these any more
     filesystem, root = open_filesystem(str(table.path))
-    samples = table.samples
-    in_use = {f"{root}/samples/{file.path}" for files in samples.files_by_status().values() for file in files}
-    done = samples.done_shards()
-    targets = asked | found
-    paths = [path for path in _data_files(filesystem, root) if path not in in_use]
-    pending, deleted = set[str](), 0
-    with ThreadPoolExecutor(_READERS) as threads:
-        for path, shards in zip(
-            paths, threads.map(lambda path: _holding(filesystem, path, targets), paths), strict=True
-        ):
-            if not shards:
-                continue
-            if path.startswith(f"{root}/samples/") and not shards <= done:
-                pending |= shards
-                continue
+    on_disk = {part: _data_files(filesystem, f"{root}/{part}") for part in ("samples", "clusterings")}
+    named = table.samples.files_by_status().values()
+    on_disk["samples"] -= {f"{root}/samples/{file.path}" for files in named for file in files}
+    samples = _holders(filesystem, on_disk["samples"], asked | found)
+    pending = {path: shards for path, shards in samples.items() if not shards <= done}
+    going = [*(samples.keys() - pending.keys()), *_holders(filesystem, on_disk["clusterings"], found)]
+    for path in going:
+        with suppress(FileNotFoundError):
             filesystem.delete_file(path)
-            deleted += 1
-    return Swept(deleted, tuple(sorted(pending)))
+    return Swept(len(going), tuple(sorted(set().union(*pending.values()))))
 
 
 def sweep_unfinished_artifacts(table: Collection) -> None:
@@ -84,11 +77,18 @@ def delete_beside(files: tuple[Place, ...]) -> list[str]:
     return deleted
 
 
-def _data_files(filesystem: pafs.FileSystem, root: str) -> Iterator[str]:
-    for part in ("samples", "clusterings"):
-        for info in filesystem.get_file_info(pafs.FileSelector(f"{root}/{part}", recursive=True, allow_not_found=True)):
-            if info.type == pafs.FileType.File and info.path.endswith(".parquet") and _LOG not in info.path:
-                yield info.path
+def _data_files(filesystem: pafs.FileSystem, root: str) -> set[str]:
+    infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+    files = {info.path for info in infos if info.type == pafs.FileType.File}
+    return {path for path in files if path.endswith(".parquet") and _LOG not in path}
+
+
+def _holders(filesystem: pafs.FileSystem, paths: set[str], targets: Targets) -> dict[str, set[str]]:
+    """Of files that have rows that are to go, the shards of these."""
+    ordered = sorted(paths)
+    with ThreadPoolExecutor(_READERS) as threads:
+        looks = threads.map(lambda path: _holding(filesystem, path, targets), ordered)
+        return {path: shards for path, shards in zip(ordered, looks, strict=True) if shards}
 
 
 def _holding(filesystem: pafs.FileSystem, path: str, targets: Targets) -> set[str]:

@@ -10,11 +10,11 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from pipeline.tables.artifacts import Artifact, ArtifactStore, read_artifact
+from pipeline.tables.artifacts import MANIFEST, Artifact, ArtifactStore, read_artifact
 from pipeline.tables.generations import Generation, GenerationsTable
+from pipeline.tables.place import children
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_SHARED = "backbone"  # of the samples, whatever becomes of their clusterings
 
 
 def sweep_artifacts(store: ArtifactStore, tables: Sequence[GenerationsTable], samples_version: int) -> list[str]:
@@ -25,20 +25,20 @@ def sweep_artifacts(store: ArtifactStore, tables: Sequence[GenerationsTable], sa
     """
     held = _Held(store)
     needed = set(held.needed(_digests_of([each for table in tables for each in table.read()])))
-    removed: list[str] = []
+    removed: dict[str, None] = {}
     for table in tables:
-        done = []
         for path, rows in table.ended().items():
-            named = held.needed(_digests_of(rows))
-            over = [each for each in named if each not in needed]
-            kept = [each for each in over if held.is_shared(each, samples_version)]
+            over = [
+                each for each in held.needed(_digests_of(rows)) if each not in needed and not held.is_backbone(each)
+            ]
+            kept = [each for each in over if held.is_reduction_of(each, samples_version)]
             for digest in over:
                 if digest not in kept and digest not in removed:
                     store.remove(digest)
-                    removed.append(digest)
-            done += [] if kept else [path]
-        table.forget(done)
-    return removed
+                    removed[digest] = None
+            if not kept:
+                table.forget([path])
+    return list(removed)
 
 
 def _digests_of(rows: Sequence[Generation]) -> set[str]:
@@ -49,7 +49,7 @@ class _Held:
     """The artifacts of a store by digest, read when they are asked for, without tensors."""
 
     def __init__(self, store: ArtifactStore) -> None:
-        self._folders = {path.name.rsplit("-", 1)[1]: path for path in store.list()}
+        self._folders = {path.name.rpartition("-")[2]: path for path in children(store.root)}
         self._read: dict[str, Artifact | None] = {}
 
     def needed(self, digests: Collection[str]) -> list[str]:
@@ -67,24 +67,28 @@ class _Held:
                 stack.extend((each, False) for each in self._named(digest))
         return list(order)
 
-    def is_shared(self, digest: str, samples_version: int) -> bool:
-        """Whether others than its generations may use it."""
+    def is_backbone(self, digest: str) -> bool:
+        """Whether it is part of the samples, whatever becomes of their clusterings."""
         artifact = self._artifact(digest)
-        if artifact is None:
+        return artifact is not None and artifact.kind == "backbone"
+
+    def is_reduction_of(self, digest: str, samples_version: int) -> bool:
+        """Whether it is what a fit to this version of the samples would look for."""
+        artifact = self._artifact(digest)
+        if artifact is None or artifact.kind != "reduction":
             return False
-        newest = artifact.manifest.get("inputs", {}).get("samples_version") == samples_version
-        return artifact.kind == _SHARED or (artifact.kind == "reduction" and newest)
+        return bool(artifact.manifest.get("inputs", {}).get("samples_version") == samples_version)
 
     def _named(self, digest: str) -> list[str]:
         artifact = self._artifact(digest)
         found = set() if artifact is None else set(_digests(artifact.manifest)) - {digest}
-        return sorted(each for each in found if self._artifact(each) is not None)
+        return sorted(each for each in found if each[:12] in self._folders)
 
     def _artifact(self, digest: str) -> Artifact | None:
         if digest not in self._read:
             folder = self._folders.get(digest[:12])
-            artifact = None if folder is None else read_artifact(folder, only=lambda name: False)
-            self._read[digest] = artifact if artifact is not None and artifact.digest == digest else None
+            is_whole = folder is not None and (folder / MANIFEST).is_file()  # else its removal broke off
+            self._read[digest] = read_artifact(folder, only=lambda name: False) if folder and is_whole else None
         return self._read[digest]
 
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.optim.lars import Lars
 from torch import Tensor, nn
 
 from models.errors import ShoalError
@@ -36,6 +35,8 @@ def make_optimizer(config: TrainConfig, objective: Objective, net: nn.Module) ->
         return torch.optim.SGD(groups, **common)
     # You, Gitman and Ginsburg (2017): every tensor's step is scaled by its length, as SwAV does it; without
     # `always_adapt` timm would leave tensors without decay out, and take steps a thousand times longer there.
+    from timm.optim.lars import Lars  # noqa: PLC0415  timm takes seconds to import
+
     return Lars(groups, trust_coeff=config.trust, always_adapt=True, **common)
 
 

@@ -101,6 +101,7 @@ def test_an_unseen_class_is_told_from_those_that_were_there(tmp_path: Path) -> N
     outcome = recluster_stream.arrivals(tmp_path / "table", stream, silent)
     assert [bar.value for bar in outcome.bars] == [1.0, 1.0, 0.0]
     assert [row["increment"] for row in outcome.rows] == [1, 2, "refit"]
+    assert outcome.values["unseen_classes_under_new_ids"] == 1
 
 
 @pytest.mark.slow

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +30,7 @@ class Told:
     collection: Collection = field(init=False)
     samples: SamplesTable = field(init=False)
     labels: dict[int, Labels] = field(default_factory=dict)  # by generation
+    kept: TemporaryDirectory[str] | None = None  # a folder that is to live as long
 
     def __post_init__(self) -> None:
         properties = TableProperties(
@@ -125,8 +128,9 @@ class Told:
         return pa.Table.from_pylist(rows, schema=CLUSTERS)
 
 
-def five_generations(folder: Path) -> Told:
-    """Ten images, then fourteen: 3 arrives, 4 splits from 0 and dies in 1, 2 dies in 1.
+@cache
+def five_generations() -> Told:
+    """Made once, to be read or copied: ten images, then fourteen: 3 arrives, 4 splits from 0 and dies in 1, 2 dies in 1.
 
     1: a 000011  b 1122        sizes 0:4 1:4 2:2
     2: the same, c 0033        0:6 1:4 2:2 3:2
@@ -134,7 +138,9 @@ def five_generations(folder: Path) -> Told:
     4: a 001111                0:4 1:6 2:2 3:2
     5: b 1111                  0:4 1:8 3:2
     """
-    told = Told(folder)
+    folder = TemporaryDirectory()
+    told = Told(Path(folder.name, "table"))
+    told.kept = folder
     told.shard(f"a{i}" for i in range(6))
     told.shard(f"b{i}" for i in range(4))
     told.publish(_labels(a="000011", b="1122"), parent=None, decision="fit")

@@ -5,13 +5,17 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.report.build import build
+from jobs.report.change import Change, EventCounts, GenerationLine
 from jobs.report.data import MoveRow, Picture, RejectRow, ReportConfig, ReportData, Sheet
+from pipeline.history.diff import Fate, Flow
+from pipeline.recluster.evidence import ClusterDrift, Drift
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -118,6 +122,22 @@ def test_three_hundred_clusters(bare_report: ReportData, show: Show, width: int)
     page = show(replace(bare_report, sizes=sizes, sheets=sheets, summary=summary), width)
     assert overflow(page) <= 0
     assert page.locator("article").count() == page.locator(".chips a").count() == ReportConfig().max_clusters
+
+
+def test_what_changed_fits_the_screen(bare_report: ReportData, show: Show) -> None:
+    long, counts = "unbroken" * 40, EventCounts(10**9, 10**9, 10**9, 10**9)
+    fates = (Fate(0, "merged", tuple(range(10**12, 10**12 + 50)), 10**9, 10**10, -1e9), Fate(1, long, (), 0, 1))
+    overall = ClusterDrift(rows=10**9, low_fraction=1.0, log_density_shift=-1e6, is_novel=True, has_drifted=True)
+    what = Change(2, 1, long, long, fates=fates, flows=(Flow(10**12, 0, 10**9),), drift=Drift(overall=overall))
+    generations = tuple(
+        GenerationLine(g, datetime(2026, 9, g, tzinfo=UTC), long, 10**12, 10**9, counts, 9, 0.5) for g in (1, 2)
+    )
+    for width in (1280, 800, 390):
+        page = show(replace(bare_report, change=what, generations=generations), width)
+        assert overflow(page) <= 0
+        assert page.locator("#change tr").count() == 3 + 2 + 2
+        for bar in page.locator("#change .track").all():  # no bar is longer than its track
+            assert bar.evaluate("track => track.scrollWidth - track.clientWidth") <= 0
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.evaluate.following import Seen, Story, arrive, begun, born, joined, kept_share
+from pipeline.evaluate.following import Seen, Story, arrive, begun, born, joined, kept_share, owned
 from pipeline.evaluate.streams import Batch, Drift, Mixture, Unseen
 from pipeline.tables.samples import embedding_matrix
 
@@ -145,6 +145,7 @@ def test_a_class_is_born_with_a_new_id_and_nearly_alone() -> None:
     own = seen([0] * 10 + [3] * 10, [1] * 10 + [2] * 10)
     assert born(before, own, [3]) == {3: 2}
     assert born(own, own, [3]) == {}  # its id is not new
+    assert owned(own, [0, 3, 5]) == {0: 1, 3: 2}
     assert born(before, seen([0] * 10 + [3] * 10, [1] * 20), [3]) == {}  # in an old cluster
     assert born(before, seen([0] * 10 + [3] * 10, [1] * 8 + [2] * 12), [3]) == {}  # with too many others
     assert born(before, seen([0] * 10 + [3] * 10, [1] * 12 + [2] * 8), [3]) == {}  # in two clusters

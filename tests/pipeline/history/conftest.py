@@ -20,10 +20,10 @@ from pipeline.tables.imports import import_files
 Arrive = Callable[[Path, str, int], None]
 
 
-@pytest.fixture(scope="package")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+@pytest.fixture(scope="session")
+def told() -> Told:
     """Five generations told by hand; to be read only."""
-    return five_generations(tmp_path_factory.mktemp("told") / "table")
+    return five_generations()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 from histories import Told
 
 from models.errors import ShoalError
+from pipeline.history import tree
 from pipeline.history.lineage import Lineage
 from pipeline.history.tree import Branch, history
 
@@ -74,17 +75,24 @@ def test_an_unknown_cluster_is_a_sentence_with_the_nearest(told: Told) -> None:
         history(told.collection, "dpm", 9)
 
 
-def test_a_rollback_brings_a_cluster_back_to_life(copy: Told) -> None:
-    copy.publish(copy.labels[3], parent=3, decision="rollback to 3")
-    copy.publish(copy.labels[3])
-    (life,) = history(copy.collection, "dpm", 4).lives
+@pytest.fixture(scope="module")
+def rolled(told: Told, tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """3 again as 6, and as 7."""
+    rolled = told.copied(tmp_path_factory.mktemp("rolled") / "table")
+    rolled.publish(rolled.labels[3], parent=3, decision="rollback to 3")
+    rolled.publish(rolled.labels[3])
+    return rolled
+
+
+def test_a_rollback_brings_a_cluster_back_to_life(rolled: Told) -> None:
+    (life,) = history(rolled.collection, "dpm", 4).lives
     assert [(each.event, each.nodes[0].generation, each.after) for each in life.episodes] == [
         ("split", 3, 2),
         ("died", 4, 3),
         ("kept", 6, 3),
     ]
     assert [node.generation for node in life.episodes[-1].nodes] == [6, 7]
-    assert history(copy.collection, "dpm", 4).lives_on is not None
+    assert history(rolled.collection, "dpm", 4).lives_on is not None
 
 
 def test_a_fit_of_its_own_gives_numbers_anew(copy: Told) -> None:
@@ -95,26 +103,17 @@ def test_a_fit_of_its_own_gives_numbers_anew(copy: Told) -> None:
     assert [each[0] for each in _lives(copy, 0)[0]] == ["born", "kept", "split", "kept"]  # and not the parent of this 4
 
 
-def test_relatives_of_relatives_end_somewhere(tmp_path: Path) -> None:
-    told = Told(tmp_path / "table")
-    told.shard(f"a{i:02}" for i in range(14))
-    keys = [f"a{i:02}" for i in range(14)]
-    told.publish(dict.fromkeys(keys, 0), parent=None)
-    for new in range(1, 13):  # each splits from the one before
-        labels = {key: min(index, new) for index, key in enumerate(keys)}
-        told.publish(labels, {new: ("split", (new - 1,), None), new - 1: ("split", (new - 1,), None)})
-    (life,) = history(told.collection, "dpm", 0).lives
-    found = [branch for _, _, branch in life.walk()]
-    assert [branch.cluster for branch in found] == list(range(1, 10))
-    assert found[-1].episodes == ()
-    assert all(branch.episodes for branch in found[:-1])
+def test_relatives_of_relatives_end_somewhere(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree, "_DEPTH", 1)
+    (life,) = history(told.collection, "dpm", 1).lives
+    found = [(branch.relation, branch.cluster, bool(branch.episodes)) for _, _, branch in life.walk()]
+    assert found == [("absorbed", 4, True), ("from", 0, False), ("absorbed", 2, True)]
 
 
-def test_lines_of_generations(copy: Told) -> None:
-    copy.publish(copy.labels[3], parent=3, decision="rollback to 3")
-    lineage = Lineage(copy.clustering)
+def test_lines_of_generations(rolled: Told) -> None:
+    lineage = Lineage(rolled.clustering)
     assert lineage.ancestors(6) == [3, 2, 1]
-    assert lineage.descendants(3) == {3, 4, 5, 6}
+    assert lineage.descendants(3) == {3, 4, 5, 6, 7}
     assert lineage.descendants(4) == {4, 5}
     assert lineage.related(5, 6)
     assert lineage.first_seen(6) == {0: 1, 1: 1, 2: 1, 3: 2, 4: 3}
@@ -123,12 +122,12 @@ def test_lines_of_generations(copy: Told) -> None:
     assert lineage.clusters == [0, 1, 2, 3, 4]
 
 
-def test_what_has_ended_is_still_told_and_its_parents_are_found(copy: Told) -> None:
-    copy.publish(copy.labels[3], parent=3, decision="rollback to 3")
+def test_what_has_ended_is_still_told_and_its_parents_are_found(rolled: Told, tmp_path: Path) -> None:
+    copy = rolled.copied(tmp_path / "copy")
     before = _lives(copy, 1), _lives(copy, 4)
     copy.clustering.end([2, 4])
     lineage = Lineage(copy.clustering)
-    assert sorted(lineage.generations) == [1, 3, 5, 6]
-    assert lineage.numbers == [1, 2, 3, 4, 5, 6]
-    assert [lineage.parent(number) for number in lineage.numbers] == [None, 1, 2, 3, 4, 3]
+    assert sorted(lineage.generations) == [1, 3, 5, 6, 7]
+    assert lineage.numbers == [1, 2, 3, 4, 5, 6, 7]
+    assert [lineage.parent(number) for number in lineage.numbers] == [None, 1, 2, 3, 4, 3, 6]
     assert (_lives(copy, 1), _lives(copy, 4)) == before

@@ -9,7 +9,7 @@ from takedown import Rows, assigned, build, checkpoint_logs, medoids, traces, wr
 
 from models.errors import ShoalError
 from pipeline.removal.journal import Journal
-from pipeline.removal.remove import STEPS, _Removal, preview, remove
+from pipeline.removal.remove import DELETE, RELEASE, _Removal, preview, remove
 from pipeline.tables.collection import Collection
 from pipeline.tables.imports import import_files
 from pipeline.tables.schema import OK, REJECTED, REMOVED
@@ -112,7 +112,7 @@ def test_nothing_on_disk_tells_of_a_removed_sample(table: Collection) -> None:
 
 
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", RELEASE + DELETE)
 @pytest.mark.slow
 def test_killed_between_any_two_steps_it_is_completed(
     table: Collection, step: str, after: bool, monkeypatch: pytest.MonkeyPatch

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.tables.clusterings import Clustering, Generation, Publication
 from pipeline.tables.collection import Collection
-from pipeline.tables.samples import SamplesTable, TableProperties, embedding_array
+from pipeline.tables.samples import SampleFile, SamplesTable, TableProperties, embedding_array
+from pipeline.tables.schema import ASSIGNMENTS, CLUSTERS, MOVES
 
 Rows = Callable[..., pa.Table]
 
@@ -59,3 +62,49 @@ def reject() -> Rows:
         return pa.table({"key": [key], "shard": [shard], "reason": [reason], "detail": ["why"]})
 
     return make
+
+
+Publish = Callable[..., Generation]
+
+
+@pytest.fixture
+def publish(samples: SamplesTable, publisher: Callable[[SamplesTable], Publish]) -> Publish:
+    """`publish(clustering, cluster, shards, parent)`: rows of the shards in one cluster; the medoid is the first."""
+    return publisher(samples)
+
+
+@pytest.fixture
+def publisher() -> Callable[[SamplesTable], Publish]:
+    """`publish` of any samples table."""
+    return lambda samples: partial(_publish, samples)
+
+
+def _publish(
+    samples: SamplesTable,
+    clustering: Clustering,
+    cluster: int,
+    shards: str = "ab",
+    parent: int | None = None,
+    **record: str,
+) -> Generation:
+    number = clustering.begin()
+    given = [file for file in samples.files() if file.shard in shards]
+    written = [clustering.write_assignments(_assigned(samples, file, cluster), file) for file in given]
+    clusters = {"generation": number, "cluster": cluster, "size": 2, "parents": [], "event": "born"}
+    medoid = {"medoid_key": given[0].first_key, "medoid_shard": given[0].shard, "medoid_score": -1.0}
+    move = {"generation": number, "sweep": 0, "kind": "split", "clusters": [0, 1], "accepted": True}
+    named = {"artifact": "d" * 64, "config_digest": "c" * 64, "decision": "refit"} | record
+    return clustering.publish(
+        number,
+        written,
+        pa.Table.from_pylist([clusters | medoid], schema=CLUSTERS),
+        pa.Table.from_pylist([move], schema=MOVES),
+        Publication(samples_version=samples.version, parent=parent, **named),
+        covering=samples.files(),
+    )
+
+
+def _assigned(samples: SamplesTable, file: SampleFile, cluster: int) -> pa.Table:
+    rows = samples.read(file, ["key", "shard"]).to_pylist()
+    values = {"cluster": cluster, "component": 0, "probability": 0.5, "runner_up": None, "score": -1.0}
+    return pa.Table.from_pylist([{**row, **values} for row in rows], schema=ASSIGNMENTS)
