@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from jobs.brief import Brief
+from jobs.brief import Brief, legible
 from jobs.cluster import choose
 from jobs.config import RunConfig
 from jobs.diff import node_row, readable
@@ -25,7 +25,7 @@ from pipeline.progress import Progress
 from pipeline.tables.clusterings import DIED
 from pipeline.tables.collection import Collection
 
-_SHOWN = 50  # clusters on a screen
+_SHOWN = 50  # clusters, and generations, on a screen
 _RELATIONS = {"from": "from {}", "absorbed": "took in {}", "split off": "{} split off", "went into": "went into {}"}
 
 
@@ -69,10 +69,10 @@ def _overview(lineage: Lineage, began: float) -> Brief:
         "living_clusters": len(clusters),
         "clusters_ever": len(set(lineage.clusters) - {NOISE}),
     }
-    if len(clusters) > _SHOWN:
-        values["listed"] = f"the {_SHOWN} largest clusters; --json has more"
+    if max(len(clusters), len(generations)) > _SHOWN:
+        values["listed"] = f"the {_SHOWN} newest generations and the {_SHOWN} largest clusters; --json has more"
     tables = {
-        "generations": [readable(row) for row in generations],
+        "generations": [readable(row) for row in generations[-_SHOWN:]],
         "clusters": [readable(row) for row in clusters[:_SHOWN]],
     }
     complete = {"generations": generations, "clusters": clusters}
@@ -133,9 +133,10 @@ def _summary(life: Life, began: float) -> Brief:
         "images": now.size if now else 0,
         "first_generation": nodes[0].generation,
         "last_generation": nodes[-1].generation,
-        "lives_of_this_number": len(life.lives),
         "relatives": len({row["cluster"] for row in relatives}),
     }
+    if len(life.lives) > 1:
+        values["note"] = f"{len(life.lives)} clusters had this number: fits of their own gave it again"
     events = [{**node_row(node), **_record(lineage, node.generation)} for node in nodes]
     complete = {"events": events, "related_clusters": relatives}
     return Brief("history", values | {"seconds": time.perf_counter() - began}, complete=complete)
@@ -156,7 +157,7 @@ def draw(life: Life) -> None:
     console = Console(highlight=False)
     for index, branch in enumerate(life.lives):
         title = f"cluster {cluster_list([life.cluster])}"
-        title += f", another of this number: fits of their own give numbers anew ({index + 1})" if index else ""
+        title += f", another one of this number" if index else ""
         if console.is_terminal:
             tree = Tree(Text(title, style="bold"))
             _grow(tree, branch, life.lineage)
@@ -209,7 +210,7 @@ def _circumstances(numbers: Sequence[int], lineage: Lineage) -> list[str]:
     ended = len(numbers) - len(there)
     gone = [] if not ended else ["ended" if ended == len(numbers) else f"{ended} of them ended"]
     return [
-        *([" or ".join(decisions)] if decisions else []),
+        *([" and ".join(map(legible, decisions))] if decisions else []),
         *([" to ".join(dates[:1] + dates[1:][-1:])] if dates else []),
         *gone,
     ]

@@ -90,7 +90,7 @@ class Clusterer(Protocol):
 
     @property
     def retained(self) -> tuple[str, ...]:
-        """Names in `tensors` that only learning needs; `load` does without them."""
+        """Names in `tensors` of sampled rows, which are remembered elsewhere; `load` does without them."""
         ...
 
     @property

@@ -103,7 +103,7 @@ def _round(config: DeepDPMConfig, search: Search, stats: NetStats, living: Tenso
 
 
 def half_means(search: Search, stats: NetStats) -> Tensor:
-    """Means of the two halves of each cluster, (K, 2, D); an empty half stays where it was, so that rows may come back."""
+    """Means of both halves of each cluster, (K, 2, D); an empty half stays where it was, so that rows may come back."""
     mean_HD = stats.halves.sum_KD / (search.prior.kappa + stats.halves.count_K)[:, None]
     empty_K2 = stats.halves.count_K.view(-1, 2) < 1
     return torch.where(empty_K2[:, :, None], search.half_K2D, mean_HD.view(-1, 2, search.prior.dim))

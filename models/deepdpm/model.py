@@ -84,8 +84,8 @@ class DeepDPM:
 
     @property
     def retained(self) -> tuple[str, ...]:
-        """The networks: the mixture labels rows."""
-        return tuple(prefixed("net.", self.net))
+        """Nothing: the networks go on learning."""
+        return ()
 
     @property
     def dim(self) -> int:

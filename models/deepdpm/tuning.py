@@ -1,7 +1,7 @@
 """DeepDPM goes on where a training ended: on rows that came since and a sample of older ones.
 
-A sampled row stands for several, so it weighs as much in the statistics that the mixture and the moves are made from. In
-the losses every row counts once: a row's target does not depend on how many there are like it. Clusters that the
+A sampled row stands for several, so it weighs as much in the statistics that the mixture and the moves are made from.
+In the losses every row counts once: a row's target does not depend on how many there are like it. Clusters that the
 sample has too few rows of are remembered by rows drawn from their Gaussians (generative replay, Shin et al. 2017).
 
 Cutting clusters in two does not find a small cluster at the edge of a large one, so what the arrivals bring is born
@@ -109,7 +109,7 @@ def begin(model: DeepDPM, held: Held, rng: torch.Generator) -> Beginning:
 
 
 class TuningObjective(DeepDPMObjective):
-    """As in a training from the start, but from where another ended. The prior stays; deaths are for those with rows."""
+    """As in a training from the start, but from where another ended. The prior stays what it was."""
 
     def __init__(self, beginning: Beginning, row_N: Tensor, weight_N: Tensor) -> None:
         super().__init__(beginning.model.config)

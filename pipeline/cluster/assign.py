@@ -130,7 +130,9 @@ def _publish(
 
 def _counted(clustering: Clustering, parent: Generation | None, files: Sequence[SampleFile]) -> Tally:
     tally = Tally()
-    for file in files if parent is not None else ():
+    if parent is None:
+        return tally
+    for file in files:
         tally.add(clustering.read_assignments(parent, file, columns=["key", "shard", "cluster", "score"]))
     return tally
 

@@ -142,14 +142,13 @@ def write_fit(table: Collection, config: ClusterConfig, version: int, reduction:
 
 def write_model(table: Collection, before: Artifact, model: Clusterer, changed: Mapping[str, Any]) -> Artifact:
     """Store a model that came from another one, with the manifest of that one but for what `changed` says."""
-    manifest = {**before.manifest, "clusters": len(model.id_K.unique()), "from": before.digest, **changed}
+    manifest = {**before.manifest, "clusters": len(model.id_K.unique()), "from": before.digest[:12], **changed}
     return table.artifacts.write(before.kind, manifest, model_tensors(model))
 
 
 def model_tensors(model: Clusterer) -> dict[str, np.ndarray]:
-    """What labels rows, for an artifact; what only learning needs is remembered elsewhere (`memory`)."""
-    kept = {name: value for name, value in model.tensors().items() if name not in model.retained}
-    return to_numpy({f"model.{name}": value for name, value in kept.items()})
+    """The model for an artifact, without the sample of rows, which is remembered elsewhere (`memory`)."""
+    return to_numpy({f"model.{name}": value for name, value in model.tensors().items() if name not in model.retained})
 
 
 def read_labeller(store: ArtifactStore, which: str | Place) -> Labeller:

@@ -36,5 +36,6 @@ class ReclusterConfig(Config):
     keep_generations: int | None = Field(
         None, ge=1, description="older generations are ended and their files removed; null keeps all"
     )
-    replay_rows: int = Field(65_536, ge=1, description="deepdpm: old rows that its nets are trained on beside the new")
-    epochs: int = Field(5, ge=1, description="deepdpm: epochs of that training")
+    epochs: int = Field(
+        5, ge=1, description="deepdpm: epochs of training on the arrivals and a sample of older rows, at least"
+    )

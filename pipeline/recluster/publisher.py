@@ -9,16 +9,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from models.clusterer import Clusterer, Move
+from models.deepdpm.model import DeepDPM
 from models.identity import Event
-from models.increment import folded
+from models.increment import Held, folded
 from pipeline.cluster.cluster import Again, cluster
 from pipeline.cluster.config import digest
-from pipeline.cluster.fitted import write_model
+from pipeline.cluster.fitted import Fitted, write_model
+from pipeline.cluster.label import Against, label_files, read_rows
 from pipeline.cluster.memory import Facts, Part, reference_of, remember, remember_more
 from pipeline.cluster.publish import cluster_table, events_between, move_table, nothing_happened, ratios
 from pipeline.cluster.tally import Tally
 from pipeline.recluster.refine import Refined
+from pipeline.recluster.tune import tuned
 from pipeline.recluster.work import Arrived, Decision, Work
 from pipeline.tables.clusterings import Generation, Publication
 from pipeline.tables.delta import WrittenFile
@@ -106,6 +111,42 @@ class Publisher:
                 refined.files, refined.tally, happened, refined.moves, refined.model, artifact.digest, statistics
             )
         )
+
+    def tuned(self) -> ReclusterSummary:
+        """Networks that were trained on the arrivals and the sample of older rows; all rows are labelled by them."""
+        work, model = self.work, self.work.labeller.model
+        assert isinstance(model, DeepDPM)  # noqa: S101  the only kind that is trained and stays in a table
+        work.clustering.discard_assignments([written for _, written in self.arrived.written])
+        began = time.perf_counter()
+        fit = tuned(work.labeller.config, model, self._replayed(model), work.config.epochs, work.on_progress)
+        before = Against(generation=work.before, named=True)
+        fitted = Fitted(work.labeller.reduction, fit.model)
+        files, samples = work.delta.files, work.table.samples
+        labelled = label_files(samples, files, work.clustering, fitted, work.on_progress, before)
+        refined = Refined(
+            fit.model,
+            labelled.part.stats,
+            tuple(move for _, move in fit.moves),
+            [file for _, file in labelled.files],
+            len(files) - len(labelled.files),
+            labelled.tally,
+            [labelled.overlap],
+        )
+        self.seconds["tune"] = time.perf_counter() - began
+        return self.refined(refined)
+
+    def _replayed(self, model: Clusterer) -> Held:
+        """All arrivals, and of older rows the uniform sample that is remembered, each for all that it stands for."""
+        work = self.work
+        sample = work.memory.sample().without(self.arrived.part.gone_N)
+        parts = [read_rows(work.table.samples, file, work.labeller) for file in work.delta.added]
+        fresh = [torch.tensor([label is None for label in work.delta.carried(file)]) for file in work.delta.added]
+        x_ND = torch.cat([*(rows.x_ND[new] for rows, new in zip(parts, fresh, strict=True)), sample.x_MD])
+        row_N = torch.cat([*(rows.row_N[new] for rows, new in zip(parts, fresh, strict=True)), sample.row_M])
+        new_N = torch.arange(len(x_ND)) < len(x_ND) - len(sample)
+        stands_for = (work.memory.rows - self.arrived.gone) / max(len(sample), 1)
+        weight_N = torch.where(new_N, 1.0, stands_for).double()
+        return Held(x_ND, row_N, model.assign(x_ND).component_N, weight_N, new_N)
 
     def refit(self) -> ReclusterSummary:
         """A full fit with the settings of the first one; clusters that live on keep their ids."""

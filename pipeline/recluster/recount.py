@@ -24,12 +24,14 @@ from pipeline.recluster.publisher import ReclusterSummary
 from pipeline.tables.clusterings import Generation, Publication
 from pipeline.tables.schema import TableError
 
+PROTOTYPES = "prototypes"  # learned with a backbone: they do not change with a table
+
 
 def recounted(delta: Delta, labeller: Labeller, on_progress: Progress, began: float, decision: str) -> ReclusterSummary:
     """Label every row of the newest version by the model, without the weight of rows that went, and publish that."""
     number = delta.clustering.begin()
     artifact, fitted = labeller.artifact, Fitted(labeller.reduction, labeller.model)
-    if delta.removed:
+    if delta.removed and labeller.config.algorithm.kind != PROTOTYPES:
         model = _stepped(labeller.model, _stats(delta, fitted, on_progress))
         changed = {"samples_version": delta.version, "rows": sum(file.rows for file in delta.files)}
         artifact, fitted = write_model(delta.table, artifact, model, changed), Fitted(labeller.reduction, model)

@@ -23,7 +23,7 @@ from pipeline.recluster.config import ReclusterConfig
 from pipeline.recluster.decide import decide
 from pipeline.recluster.delta import Delta
 from pipeline.recluster.publisher import Publisher, ReclusterSummary
-from pipeline.recluster.recount import recounted
+from pipeline.recluster.recount import PROTOTYPES, recounted
 from pipeline.recluster.refine import TooMuchError, refine
 from pipeline.recluster.work import Work
 from pipeline.tables.clusterings import Clustering, Generation
@@ -72,11 +72,12 @@ def _recluster(
     labeller = read_labeller(table.artifacts, latest.artifact)
     labeller.require(table.samples.properties)
     delta = Delta.since(table, clustering, latest)
-    _require_learner(labeller)
     if delta.is_empty and config.mode in ("auto", "assign"):
         return _unchanged(clustering, latest, began)
+    if decision is None:
+        _require_learner(labeller)
     labeller = _numbered(clustering, labeller)
-    if latest.statistics is None or (delta.removed and not (labeller.model.hard and _readable(delta))):
+    if latest.statistics is None or _must_recount(labeller, delta):
         return recounted(delta, labeller, on_progress, began, decision or "assign")
     memory = read_memory(table.artifacts, latest.statistics, labeller.model)
     work = Work(config, labeller, memory, delta, on_progress)
@@ -106,18 +107,22 @@ def _followed(publisher: Publisher) -> ReclusterSummary:
     return publisher.refit()
 
 
-def _readable(delta: Delta) -> bool:
-    """Whether the files that were removed are still on disk, so that their rows can be taken out one by one."""
+def _must_recount(labeller: Labeller, delta: Delta) -> bool:
+    """Whether rows went that cannot be taken out one by one: they are shared, or their files are not on disk."""
+    if not delta.removed:
+        return False
+    if not labeller.model.hard or labeller.config.algorithm.kind == PROTOTYPES:
+        return True
     try:
         for file in delta.removed:
             delta.table.samples.read(file, columns=["key"])
     except TableError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _require_learner(labeller: Labeller) -> None:
-    if labeller.config.algorithm.kind == "prototypes":
+    if labeller.config.algorithm.kind == PROTOTYPES:
         raise ShoalError(
             "Prototypes are learned together with a backbone and do not change with a table; label new rows with "
             "`shoal assign`, or cluster the table with another algorithm."

@@ -103,7 +103,7 @@ def test_a_life_as_lines(told: Told) -> None:
     life = _undated(result.stdout).partition("cluster 1\n")[2]
     assert life == (
         "  born, generation 1, 4 images, fit, DATE\n"
-        "  kept, generations 2-3, 4 images, assign or refine, DATE\n"
+        "  kept, generations 2-3, 4 images, assign and refine, DATE\n"
         "  merged, generation 4, 6 images, log Hastings −1.5, refine, DATE\n"
         "    took in 4\n"
         "      split, generation 3, 2 images, log Hastings +2.5, refine, DATE\n"
@@ -113,7 +113,7 @@ def test_a_life_as_lines(told: Told) -> None:
         "  merged, generation 5, 8 images, refine, DATE\n"
         "    took in 2\n"
         "      born, generation 1, 2 images, fit, DATE\n"
-        "      kept, generations 2-4, 2 images, assign or refine, DATE\n"
+        "      kept, generations 2-4, 2 images, assign and refine, DATE\n"
         "  kept, generation 6, 8 images, refine, DATE\n"
     )
 

@@ -130,7 +130,7 @@ class Told:
 
 @cache
 def five_generations() -> Told:
-    """Made once, to be read or copied: ten images, then fourteen: 3 arrives, 4 splits from 0 and dies in 1, 2 dies in 1.
+    """To be read or copied. Ten images, then fourteen: 3 arrives, 4 splits from 0 and dies in 1, 2 dies in 1.
 
     1: a 000011  b 1122        sizes 0:4 1:4 2:2
     2: the same, c 0033        0:6 1:4 2:2 3:2

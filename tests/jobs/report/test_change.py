@@ -215,8 +215,8 @@ def test_what_the_tables_say_is_never_markup(bare_report: ReportData) -> None:
 
 
 @pytest.fixture(scope="module")
-def history(tmp_path_factory: pytest.TempPathFactory) -> Told:
-    return five_generations(tmp_path_factory.mktemp("told") / "table")
+def history() -> Told:
+    return five_generations()
 
 
 def collected(history: Told, number: int, lineage: Lineage | None = None, **evidence: object) -> Change | None:

@@ -25,8 +25,8 @@ _UNESCAPED = {r"\\": "\\", r"\"": '"', r"\n": "\n"}
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
-    return five_generations(tmp_path_factory.mktemp("told") / "table")
+def told() -> Told:
+    return five_generations()
 
 
 def parsed(text: str) -> Samples:

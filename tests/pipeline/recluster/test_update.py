@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from models.deepdpm.config import DeepDPMConfig
 from models.dpm.config import DPMConfig
 from models.errors import ShoalError
 from models.gmm import GMMConfig
@@ -28,6 +29,7 @@ from pipeline.tables.clusterings import Clustering, Generation
 from pipeline.tables.collection import Collection
 from pipeline.tables.samples import SampleFile, TableProperties, embedding_array
 from pipeline.tables.schema import TableError
+from pipeline.train.config import TrainConfig
 
 CENTRES = 20 * np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
 ALGORITHMS: list[ClustererConfig] = [DPMConfig(), KMeansConfig(clusters=4), GMMConfig(clusters=4)]
@@ -270,6 +272,22 @@ def test_a_shard_that_went_is_taken_out_of_every_algorithm(
     summary = recluster(table, ReclusterConfig())
     assert (summary.removed, summary.rows, summary.clusters) == (200, 400, 4)
     verify(table, algorithm.kind, summary.generation)
+
+
+@pytest.mark.slow
+def test_deepdpm_is_tuned_on_what_arrived(table: Collection) -> None:
+    config = ClusterConfig(algorithm=DeepDPMConfig(), train=TrainConfig(epochs=60, batch_size=128))
+    cluster(table, config)
+    before = labels(table, "deepdpm")
+    assert len(set(before.values())) == 4
+    centres = np.vstack([CENTRES, [[20, 20, 0]]]).astype(np.float32)
+    add(table, "d", np.repeat(np.arange(5), 60), 9, centres)
+    summary = recluster(table, ReclusterConfig())
+    assert (summary.decision, summary.clusters) == ("refine", 5)
+    after = labels(table, "deepdpm")
+    assert before == {key: after[key] for key in before}
+    assert len({after[f"d-{row:05}"] for row in range(240, 300)}) == 1
+    verify(table, "deepdpm", summary.generation)
 
 
 def test_assign_goes_on_where_recluster_does(clustered: Collection) -> None:

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -179,3 +184,48 @@ def test_a_table_may_lose_every_row(table: Collection) -> None:
     summary = remove(table, [(None, key) for key in rows.x], beside=_beside(table))
     assert (summary.images, table.samples.count(), table.clusterings()) == (len(rows.x), 0, [])
     assert traces(Path(str(table.path)).parent, rows, sorted(rows.x)) == []
+
+
+CHILD = """
+import sys
+from pipeline.removal.remove import remove
+from pipeline.tables.collection import Collection
+table, keys = Collection.open(sys.argv[1]), [(None, key) for key in sys.argv[2:]]
+table.samples.version  # what is loaded late is loaded now
+print("ready", flush=True)
+remove(table, keys)
+"""
+
+
+def _killed_after(seconds: float | None, table: Collection, keys: Keys) -> float:
+    """Remove in another process, which is killed some time after it began; returns the seconds that it had."""
+    command = [sys.executable, "-c", CHILD, str(table.path), *keys]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
+        began = time.monotonic()
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(seconds)
+        child.kill()
+    return time.monotonic() - began
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_any_moment_leaves_whole_generations_and_is_completed(built: Path, tmp_path: Path) -> None:
+    unfinished = 0
+    whole_s = None
+    for attempt in range(13):
+        shutil.copytree(built.parent, tmp_path / f"{attempt}")
+        table = Collection.open(tmp_path / f"{attempt}")
+        before, labels = Rows.of(table), assigned(table)
+        keys = _taken(table, before)
+        taken_s = _killed_after(None if whole_s is None else whole_s * (attempt - 0.5) / 12, table, keys)
+        whole_s = whole_s or taken_s
+        seen = assigned(table)
+        assert all(labels[name][number] == each for name in seen for number, each in seen[name].items() if number < 3)
+        if Journal(table).read() is not None:
+            unfinished += 1
+        remove(table, [(None, key) for key in keys])
+        _check(table, before, labels, keys)
+        shutil.rmtree(tmp_path / f"{attempt}")
+    assert unfinished >= 4
