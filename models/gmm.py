@@ -131,6 +131,13 @@ class GMM:
             changed = counts
         return Refinement(model, changed, model.assign(held.x_ND).component_N)
 
+    def kept(self, index_L: Tensor) -> GMM:
+        """The model of these components alone; their weights add up to 1 again."""
+        log_weight_L = self.log_weight_K[index_L]
+        names = Names(self.id_K[index_L].cpu(), self.next_id)
+        gaussians = self.gaussians[index_L]
+        return replace(self, log_weight_K=log_weight_L - log_weight_L.logsumexp(0), gaussians=gaussians, names=names)
+
     def assign(self, x_ND: Tensor) -> Assignment:
         """Component of greatest posterior probability; `score` is the row's log density in that component alone.
 

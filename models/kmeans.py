@@ -19,6 +19,7 @@ from models.increment import Held, Refinement
 from models.neighbors import kmeans_seeds, squared_distances
 from models.single import AS_NUMBERED, Names
 
+_NO_ROW = 1e-6  # rounding of a count from which rows were taken out
 _TIE = 1e-12  # relative; two squared distances that agree so far are equal
 _EMPTY = 1e-9  # rows: what is left by rounding where all weighted rows of a cluster were taken out
 
@@ -130,7 +131,8 @@ class KMeans:
     def refined(self, held: Held, stats: Stats, sample_MD: Tensor, rng: torch.Generator) -> Refinement:
         """Centroids of all rows, with the rows at hand where they are nearest; all others stay where they were.
 
-        K stays what it is. Each round moves centroids and then rows, and the summed squared distance falls, so it ends.
+        A cluster that has no row left ends; otherwise K stays what it is. Each round moves centroids and then rows, and
+        the summed squared distance falls, so it ends.
         The inertia of `stats` is about the centroids of this model, and what comes back about those of the new one. A
         round costs O(N K D).
         """
@@ -141,7 +143,7 @@ class KMeans:
             own_N, least_N = (model._squared_distance_to(held.x_ND, each_N) for each_N in (component_N, nearest_N))
             moves_N = least_N < own_N * (1 - _TIE)
             if not bool(moves_N.any()):
-                return Refinement(model, counts, component_N)
+                return model._living(counts, component_N)
             x_nD, weight_n = held.x_ND[moves_N], held.weight_N[moves_N]
             counts += model.counted(x_nD, nearest_N[moves_N], weight_n)
             counts += model.counted(x_nD, component_N[moves_N], -weight_n)
@@ -175,6 +177,20 @@ class KMeans:
         numbers = torch.tensor([self.variance, self.inertia], dtype=torch.float64)
         names = self.names.tensors(len(self.centroid_KD))
         return {"centroid_KD": self.centroid_KD, "variance_inertia": numbers, **names}
+
+    def kept(self, index_L: Tensor) -> KMeans:
+        """The model of these clusters alone."""
+        names = Names(self.id_K[index_L].cpu(), self.next_id)
+        return replace(self, centroid_KD=self.centroid_KD[index_L], names=names)
+
+    def _living(self, counts: KMeansStats, component_N: Tensor) -> Refinement:
+        """Without clusters that nothing counts in: a centroid may be all that is left of a row that was taken out."""
+        index_L = torch.nonzero(counts.count_K > _NO_ROW).flatten()
+        place_K = torch.zeros(len(counts.count_K), dtype=torch.int64).index_copy_(
+            0, index_L, torch.arange(len(index_L))
+        )
+        living = KMeansStats(counts.count_K[index_L], counts.sum_KD[index_L], counts.inertia)
+        return Refinement(self.kept(index_L), living, place_K[component_N])
 
     def _moved(self, stats: KMeansStats, rng: torch.Generator) -> tuple[KMeans, KMeansStats]:
         """Centroids at the means of their rows, and the same rows' statistics about them."""

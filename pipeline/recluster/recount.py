@@ -13,6 +13,8 @@ import torch
 
 from models.clusterer import Clusterer, Stats
 from models.dpm.mixture import DPM
+from models.gmm import GMM
+from models.kmeans import KMeans
 from pipeline.cluster.config import digest
 from pipeline.cluster.fitted import Fitted, Labeller, write_model
 from pipeline.cluster.label import Against, Labelled, label_files, read_rows
@@ -25,6 +27,9 @@ from pipeline.tables.clusterings import Generation, Publication
 from pipeline.tables.schema import TableError
 
 PROTOTYPES = "prototypes"  # learned with a backbone: they do not change with a table
+
+
+_NO_ROW = 1e-6  # what rounding leaves of a count
 
 
 def recounted(delta: Delta, labeller: Labeller, on_progress: Progress, began: float, decision: str) -> ReclusterSummary:
@@ -108,5 +113,9 @@ def _stats(delta: Delta, fitted: Fitted, on_progress: Progress) -> Stats:
 
 
 def _stepped(model: Clusterer, stats: Stats) -> Clusterer:
-    """One M-step, and nothing else."""
-    return model.mstep(stats) if isinstance(model, DPM) else model.maximize(stats, torch.Generator()).model
+    """One M-step, after which what has no row left is no component: its mean may be a row that was taken out."""
+    if isinstance(model, DPM):
+        return model.mstep(stats)
+    model = model.maximize(stats, torch.Generator()).model
+    living = torch.nonzero(stats.tensors()["count_K"] > _NO_ROW).flatten()
+    return model.kept(living) if isinstance(model, (KMeans, GMM)) else model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from models.errors import ShoalError
 from pipeline.progress import Progress, silent
@@ -11,7 +12,7 @@ from pipeline.recluster.update import forget
 from pipeline.removal.journal import Entry, Journal
 from pipeline.removal.rows import Hits, find, removed_before, replace
 from pipeline.removal.targets import Targets, Wanted
-from pipeline.removal.traces import delete_beside, sweep_data_files, sweep_unfinished_artifacts
+from pipeline.removal.traces import delete_beside, sweep_artifacts, sweep_data_files
 from pipeline.tables.clusterings import Generation
 from pipeline.tables.collection import Collection
 from pipeline.tables.place import Place, children
@@ -166,7 +167,7 @@ class _Removal:
             if held:
                 self.summary.ended.setdefault(name, []).extend(held)
         self.table.sweep_artifacts()
-        sweep_unfinished_artifacts(self.table)
+        sweep_artifacts(self.table, self._is_stale())
 
     def delete_files(self) -> None:
         """No log that is in use names a data file with these rows by now; those on disk go."""
@@ -212,15 +213,24 @@ class _Removal:
 
     def _whole_versions(self) -> set[int]:
         """Versions of the samples table that generations name, of which no file was replaced for these rows."""
-        is_gone = self._is_gone()
+        is_stale = self._is_stale()
         generations = [each for name in self._names() for each in self.table.clustering(name).generations()]
-        return {
-            version
-            for version in {each.samples_version for each in generations}
-            if not any(is_gone(file) for files in self.samples.files_by_status(version).values() for file in files)
-        }
+        return {version for version in {each.samples_version for each in generations} if not is_stale(version)}
+
+    def _is_stale(self) -> Callable[[int], bool]:
+        """Whether a file of a version of the samples table was replaced for these rows."""
+        is_gone, newest = self._is_gone(), self.samples.version
+
+        @cache
+        def is_stale(version: int) -> bool:
+            if version > newest:  # of another table's artifact
+                return False
+            return any(is_gone(file) for files in self.samples.files_by_status(version).values() for file in files)
+
+        return is_stale
 
     def _is_gone(self) -> Callable[[SampleFile], bool]:
+        """Whether a data file was replaced for these rows."""
         here = {file.path for files in self.samples.files_by_status().values() for file in files}
         shards = self.entry.found.in_shard
         return lambda file: file.shard in shards and file.path not in here

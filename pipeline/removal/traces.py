@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from pipeline.removal.targets import Targets
-from pipeline.tables.artifacts import MANIFEST, TENSORS
+from pipeline.tables.artifacts import MANIFEST, TENSORS, read_artifact
 from pipeline.tables.collection import Collection
 from pipeline.tables.place import Place, children, remove_tree
 from pipeline.tables.schema import TableError
@@ -21,6 +22,7 @@ from pipeline.tables.stores import one_line
 _READERS = 8
 _PAIRS = (("shard", "key"), ("medoid_shard", "medoid_key"))  # the columns of any table that name samples
 _LOG = "/_delta_log/"
+_SHARED = ("backbone", "reduction")  # networks and projections, which hold no row
 
 
 @dataclass(frozen=True)
@@ -52,17 +54,39 @@ def sweep_data_files(table: Collection, asked: Targets, found: Targets) -> Swept
     return Swept(len(going), tuple(sorted(set().union(*pending.values()))))
 
 
-def sweep_unfinished_artifacts(table: Collection) -> None:
-    """Delete what writers that were killed left of artifacts: their tensors may be sums over rows, or rows."""
+def sweep_artifacts(table: Collection, is_stale: Callable[[int], bool]) -> None:
+    """Delete artifacts that no generation needs and that were made of a stale version of the samples.
+
+    A killed fit leaves them, named by nobody: sums over rows, and rows. So does one that is at work, which learned from
+    rows that are to go. Half-written ones go in any case. What a model was refined from is no need of it.
+    """
     for folder in children(table.path / "artifacts"):
-        if not folder.is_dir():
-            continue
-        if not (folder / MANIFEST).is_file():
-            remove_tree(folder)
-            continue
-        for each in children(folder):
-            if each.name.startswith((f"{MANIFEST}.", f"{TENSORS}.")):
-                each.unlink(missing_ok=True)
+        _sweep_unfinished(folder)
+    store = table.artifacts
+    known = {artifact.digest: artifact for artifact in (read_artifact(path, _no_tensor) for path in store.list())}
+    needed, names = set[str](), [each.name for each in children(table.path / "clusterings")]
+    stack = [digest for name in names for each in table.clustering(name).generations() for digest in each.digests]
+    while stack:
+        digest = stack.pop()
+        if digest in known and digest not in needed:
+            needed.add(digest)
+            stack += [value for name, value in known[digest].manifest.items() if name != "from" and value in known]
+    for digest, artifact in known.items():
+        version = artifact.manifest.get("samples_version", artifact.manifest.get("made"))
+        if digest not in needed and artifact.kind not in _SHARED and isinstance(version, int) and is_stale(version):
+            store.remove(digest)
+
+
+def _no_tensor(name: str) -> bool:
+    return False
+
+
+def _sweep_unfinished(folder: Place) -> None:
+    if folder.is_dir() and not (folder / MANIFEST).is_file():
+        remove_tree(folder)
+    for each in children(folder) if folder.is_dir() else []:
+        if each.name.startswith((f"{MANIFEST}.", f"{TENSORS}.")):
+            each.unlink(missing_ok=True)
 
 
 def delete_beside(files: tuple[Place, ...]) -> list[str]:

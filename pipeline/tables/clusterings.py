@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.tables.delta import Change, Delta, Layout, WrittenFile
-from pipeline.tables.ending import EndedFiles, Tables, end
+from pipeline.tables.ending import EndedFiles, Tables, end, restore, rows_of
 from pipeline.tables.generations import Generation, GenerationsTable, Publication
 from pipeline.tables.place import Place, place
 from pipeline.tables.samples import SampleFile
@@ -53,6 +53,7 @@ class Clustering:
             table.create()
             table.extend()
         self.published.create()
+        restore(self._tables, self.latest())
         return self.published.next
 
     def write_assignments(self, table: pa.Table, samples_file: SampleFile) -> WrittenFile:
@@ -118,7 +119,7 @@ class Clustering:
         version named. Numbers that have ended already are no error, and what a crash left over is finished by the next
         call. Writers that publish meanwhile get a TableError. Raises TableError for a number that never was.
         """
-        return end(Tables(self._assignments, self._clusters, self._moves), self.published, numbers)
+        return end(self._tables, self.published, numbers)
 
     def retain(self, keep: int) -> EndedFiles:
         """End all generations but the newest `keep`. Raises TableError unless that is at least one."""
@@ -185,9 +186,9 @@ class Clustering:
         """
         if not self._clusters.exists():
             return CLUSTERS.empty_table()
-        rows = self._clusters.read_all(self._clusters.files())
-        done = pc.less(rows["generation"], self.published.next)
-        return rows.filter(done).sort_by([("generation", "ascending"), ("cluster", "ascending")])
+        following = self.published.next
+        files = [file for file in self._clusters.files() if file.minimum["generation"] < following]
+        return self._clusters.read_all(files).sort_by([("generation", "ascending"), ("cluster", "ascending")])
 
     def moves(self, generation: Generation) -> pa.Table:
         """The moves that led to a generation, as published."""
@@ -198,9 +199,13 @@ class Clustering:
         number = generation.generation
         return {
             "assignments": sum(file.rows for file in self._files_at(generation.assignments_version).values()),
-            "clusters": sum(each.rows for each in _of(self._clusters.files(generation.clusters_version), number)),
-            "moves": sum(each.rows for each in _of(self._moves.files(generation.moves_version), number)),
+            "clusters": sum(each.rows for each in rows_of(self._clusters.files(generation.clusters_version), number)),
+            "moves": sum(each.rows for each in rows_of(self._moves.files(generation.moves_version), number)),
         }
+
+    @property
+    def _tables(self) -> Tables:
+        return Tables(self._assignments, self._clusters, self._moves)
 
     def _carried(self, parent: int | None, covering: Sequence[SampleFile] | None) -> dict[Extent, WrittenFile]:
         if parent is None:
@@ -231,10 +236,6 @@ def _extent(file: WrittenFile) -> Extent:
     return file.minimum["shard"], file.minimum["key"], file.maximum["key"], file.rows
 
 
-def _of(files: list[WrittenFile], generation: int) -> list[WrittenFile]:
-    return [file for file in files if file.minimum["generation"] == generation]
-
-
 def _replace_generation(table: Delta, generation: int, rows: pa.Table, require: Callable[[], None]) -> int:
     """Commit the rows of a generation in place of any that a crashed attempt left under its number."""
     numbers: set[Any] = set(rows["generation"].to_pylist())
@@ -245,10 +246,10 @@ def _replace_generation(table: Delta, generation: int, rows: pa.Table, require: 
 
     def plan(present: list[WrittenFile]) -> Change:
         require()
-        return Change(added, removed=_of(present, generation))
+        return Change(added, removed=rows_of(present, generation))
 
     return table.commit(plan)
 
 
 def _read_generation(table: Delta, version: int, generation: int) -> pa.Table:
-    return table.read_all(_of(table.files(version), generation))
+    return table.read_all(rows_of(table.files(version), generation))

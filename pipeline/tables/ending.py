@@ -1,16 +1,18 @@
 """The end of generations: their rows first, then what only they named. Broken off anywhere, it can be done again.
 
 A reader of a generation that remains sees all of it at any time; one of a generation that ended may find a file gone.
+Tables that generations share (clusters, moves) hold the rows of each in their newest version, too: two writers of one
+generation, of whom one was killed or late, may have left others there, which `restore` puts right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.tables.delta import Change, Delta, WrittenFile
+from pipeline.tables.delta import COMMIT_ATTEMPTS, Change, Delta, WrittenFile
 from pipeline.tables.generations import Generation, GenerationsTable
 from pipeline.tables.schema import TableError
 from pipeline.tables.sweep import StoredFile, delete, unused
@@ -35,17 +37,6 @@ class Tables:
     clusters: Delta
     moves: Delta
 
-    def unused(self, remaining: Collection[Generation], upto: tuple[int, int, int]) -> list[list[StoredFile]]:
-        """Of each table, the data files that no remaining generation and no newest version names."""
-        versions = zip(*((g.assignments_version, g.clusters_version, g.moves_version) for g in remaining), strict=True)
-        named = list(versions) or [(), (), ()]
-        return [unused(*each) for each in zip(self.every, named, upto, strict=True)]
-
-    def extend(self) -> None:
-        """Add the columns that tables of an earlier shoal lack."""
-        for table in self.every:
-            table.extend()
-
     @property
     def every(self) -> tuple[Delta, Delta, Delta]:
         """All of them."""
@@ -56,9 +47,61 @@ class Tables:
         """Their newest versions."""
         return self.assignments.version, self.clusters.version, self.moves.version
 
+    def unused(self, remaining: Collection[Generation], upto: tuple[int, int, int]) -> list[list[StoredFile]]:
+        """Of each table, the data files that no remaining generation and no newest version names."""
+        named = [
+            {each.assignments_version for each in remaining},
+            {each.clusters_version for each in remaining},
+            {each.moves_version for each in remaining},
+        ]
+        return [unused(*each) for each in zip(self.every, named, upto, strict=True)]
+
+
+class _Overtaken(Exception):
+    """Somebody published since the generations were read."""
+
 
 def end(tables: Tables, generations: GenerationsTable, numbers: Collection[int]) -> EndedFiles:
     """See `Clustering.end`."""
+    for _ in range(COMMIT_ATTEMPTS):
+        try:
+            return _end(tables, generations, numbers)
+        except _Overtaken:
+            continue
+    raise TableError(
+        f"Generations of clustering {generations.clustering} cannot be ended: others keep publishing; let them finish, "
+        "then run again."
+    )
+
+
+def restore(tables: Tables, latest: Generation | None) -> None:
+    """Have the newest versions of the shared tables hold the rows of the latest generation as its own versions do."""
+    if latest is None:
+        return
+    for table, version in ((tables.clusters, latest.clusters_version), (tables.moves, latest.moves_version)):
+        if table.version != version:
+            _restore(table, rows_of(table.files(version), latest.generation), latest.generation)
+
+
+def rows_of(files: Collection[WrittenFile], generation: int) -> list[WrittenFile]:
+    """Those of a shared table that have the rows of one generation."""
+    return [each for each in files if each.minimum["generation"] == each.maximum["generation"] == generation]
+
+
+def _restore(table: Delta, own: Sequence[WrittenFile], generation: int) -> None:
+    paths = {file.path for file in own}
+
+    def plan(files: list[WrittenFile]) -> Change | None:
+        present = rows_of(files, generation)
+        here = {file.path for file in present}
+        if here == paths:
+            return None
+        return Change([f for f in own if f.path not in here], removed=[f for f in present if f.path not in paths])
+
+    table.commit(plan)
+
+
+def _end(tables: Tables, generations: GenerationsTable, numbers: Collection[int]) -> EndedFiles:
     following = generations.next  # first: what is published after this look counts as under way
     published = generations.read()
     future = sorted(number for number in numbers if not 1 <= number < following)
@@ -67,71 +110,112 @@ def end(tables: Tables, generations: GenerationsTable, numbers: Collection[int])
             f"Clustering {generations.clustering} has no generation {future[0]} to end; it has "
             f"{[each.generation for each in published]}."
         )
-    ending = tuple(each.generation for each in published if each.generation in numbers)
-    remaining = [each for each in published if each.generation not in numbers]
-    if not ending and (following == 1 or not any(tables.unused(remaining, tables.newest))):
+    if not generations.exists():
         return EndedFiles((), 0, 0)
-    tables.extend()
+    work = _Work(tables, generations, published, frozenset(numbers), following)
+    if work.is_done:
+        return EndedFiles((), 0, 0)
+    for table in tables.every:
+        table.extend()
     generations.create()
-    named = {file.path for each in remaining for file in tables.assignments.files(each.assignments_version)}
-    _without(tables.assignments, lambda file: file.path not in named)
-    present = {each.generation for each in remaining}
-    clusters = _without_medoids(tables.clusters, lambda file: _has_ended(file, present, following))
-    moves = _without(tables.moves, lambda file: _has_ended(file, present, following))
-    upto = tables.newest
-
-    def choose(rows: list[Generation]) -> list[Generation]:
-        nonlocal upto
-        upto = tables.newest  # who publishes on a later one began after this commit, and sees what has ended
-        kept = [each for each in rows if each.generation not in ending]
-        return [_renewed(each, clusters, moves) for each in kept]
-
-    remaining = generations.keep(choose)
-    gone = tables.unused(remaining, upto)
+    restore(tables, max(published, key=lambda each: each.generation, default=None))
+    gone = work.commit()
     for table, files in zip(tables.every, gone, strict=True):
         delete(table, files)
-    return EndedFiles(ending, sum(map(len, gone)), sum(file.size for files in gone for file in files))
+    return EndedFiles(work.ending, sum(map(len, gone)), sum(file.size for files in gone for file in files))
 
 
-def _renewed(generation: Generation, clusters: int, moves: int) -> Generation:
-    """The same, naming versions of the shared tables that have its rows, and none of what ended before."""
-    versions = {
-        "clusters_version": max(generation.clusters_version, clusters),
-        "moves_version": max(generation.moves_version, moves),
-    }
-    return generation.model_copy(update=versions)
+@dataclass(frozen=True)
+class _Work:
+    """What is to be ended, of what was published at a look."""
 
+    tables: Tables
+    generations: GenerationsTable
+    published: Sequence[Generation]
+    numbers: frozenset[int]
+    following: int  # the first number that was not published
 
-def _without_medoids(table: Delta, has_ended: Callable[[WrittenFile], bool]) -> int:
-    """Commit all rows that have ended as one file, without the samples that they name."""
+    @property
+    def ending(self) -> tuple[int, ...]:
+        return tuple(each.generation for each in self.published if each.generation in self.numbers)
 
-    def plan(files: list[WrittenFile]) -> Change | None:
-        over = [file for file in files if has_ended(file)]
-        if not over:
-            return None
-        rows = table.read_all(over)
+    @property
+    def remaining(self) -> dict[int, Generation]:
+        return {each.generation: each for each in self.published if each.generation not in self.numbers}
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing ends, and neither a crash nor a writer who lost has left anything."""
+        if self.ending or self._strays(self.tables.assignments.files()):
+            return False
+        if any(self._is_early(file) for table in (self.tables.clusters, self.tables.moves) for file in table.files()):
+            return False
+        return not any(self.tables.unused(self.remaining.values(), self.tables.newest))
+
+    def commit(self) -> list[list[StoredFile]]:
+        """Commit all four tables, that of generations last; files to be deleted then, by table."""
+        _remove(self.tables.assignments, self._strays)
+        clusters = self.tables.clusters.commit(self._plan_clusters)
+        moves = _remove(self.tables.moves, lambda files: [f for f in files if self._is_early(f) or self._has_ended(f)])
+        upto = self.tables.newest
+
+        def choose(rows: list[Generation]) -> list[Generation]:
+            nonlocal upto
+            if {each.generation for each in rows} - {each.generation for each in self.published}:
+                raise _Overtaken
+            upto = self.tables.newest  # who publishes on a later one began after this commit, and sees what has ended
+            return [self._renewed(each, clusters, moves) for each in rows if each.generation in self.remaining]
+
+        remaining = self.generations.keep(choose)
+        return self.tables.unused(remaining, upto)
+
+    def _strays(self, files: Collection[WrittenFile]) -> list[WrittenFile]:
+        """Assignments that no remaining generation has."""
+        versions = {each.assignments_version for each in self.remaining.values()}
+        named = {file.path for version in versions for file in self.tables.assignments.files(version)}
+        return [file for file in files if file.path not in named]
+
+    def _plan_clusters(self, files: list[WrittenFile]) -> Change | None:
+        """All rows that have ended as one file, without the samples that they name."""
+        early, over = [f for f in files if self._is_early(f)], [f for f in files if self._has_ended(f)]
+        if not self.ending and len(over) < 2:
+            return Change([], removed=early) if early else None
+        rows = self.tables.clusters.read_all(over)
         for name in _MEDOID:
             column = rows.schema.get_field_index(name)
             rows = rows.set_column(
                 column, rows.schema.field(column), pa.nulls(rows.num_rows, rows.schema.types[column])
             )
-        order = [("generation", "ascending"), ("cluster", "ascending")]
-        return Change([table.write(rows.sort_by(order))], removed=over)
+        rows = rows.sort_by([("generation", "ascending"), ("cluster", "ascending")])
+        return Change([self.tables.clusters.write(rows)] if over else [], removed=[*early, *over])
 
-    return table.commit(plan)
+    def _is_early(self, file: WrittenFile) -> bool:
+        """Whether it has rows of a generation that was not published: of a crash, or of a writer who will lose."""
+        return bool(file.maximum["generation"] >= self.following)
+
+    def _has_ended(self, file: WrittenFile) -> bool:
+        """Whether it has rows of a generation that has ended, or is to end, or of all that ended before."""
+        first, last = file.minimum["generation"], file.maximum["generation"]
+        return not self._is_early(file) and not (first == last and first in self.remaining)
+
+    def _renewed(self, generation: Generation, clusters: int, moves: int) -> Generation:
+        """The same, naming versions of the shared tables that have its rows, and none of what has ended."""
+        renewed = {}
+        for table, name, version in (
+            (self.tables.clusters, "clusters_version", clusters),
+            (self.tables.moves, "moves_version", moves),
+        ):
+            own = rows_of(table.files(getattr(generation, name)), generation.generation)
+            if own == rows_of(table.files(version), generation.generation):
+                renewed[name] = version
+        return generation.model_copy(update=renewed)
 
 
-def _without(table: Delta, is_over: Callable[[WrittenFile], bool]) -> int:
-    """Commit the table without some of its files."""
+def _remove(table: Delta, choose: Callable[[list[WrittenFile]], list[WrittenFile]]) -> int:
+    """Commit the table without the files that are chosen; the version that lacks them."""
 
     def plan(files: list[WrittenFile]) -> Change | None:
-        over = [file for file in files if is_over(file)]
+        over = choose(files)
         return Change([], removed=over) if over else None
 
     return table.commit(plan)
-
-
-def _has_ended(file: WrittenFile, remaining: Collection[int], following: int) -> bool:
-    """Whether it has rows of an ended generation, or of all that ended before; a number to come is under way."""
-    first, last = file.minimum["generation"], file.maximum["generation"]
-    return bool(last < following and not (first == last and first in remaining))

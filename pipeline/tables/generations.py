@@ -64,6 +64,10 @@ class GenerationsTable:
         self._delta.create()
         self._delta.extend()
 
+    def exists(self) -> bool:
+        """Whether a generation was ever begun."""
+        return self._delta.exists()
+
     def read(self) -> list[Generation]:
         """All generations, oldest first."""
         if not self._delta.exists():

@@ -15,12 +15,13 @@ from pipeline.tables.generations import Generation, GenerationsTable
 from pipeline.tables.place import children
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_PAST = "from"  # what a model was made of is history, and not needed to use it
 
 
 def sweep_artifacts(store: ArtifactStore, tables: Sequence[GenerationsTable], samples_version: int) -> list[str]:
     """Remove them; their digests, in the order of removal.
 
-    A reduction of the newest samples stays, since a fit that is under way may have found it. Broken off anywhere, the
+    A reduction of the newest samples stays, and the models on it, as a fit that is under way may have found it. Broken off anywhere, the
     next call does the rest: what an artifact needs is removed before it, and the rows that name it are forgotten last.
     """
     held = _Held(store)
@@ -31,7 +32,7 @@ def sweep_artifacts(store: ArtifactStore, tables: Sequence[GenerationsTable], sa
             over = [
                 each for each in held.needed(_digests_of(rows)) if each not in needed and not held.is_backbone(each)
             ]
-            kept = [each for each in over if held.is_reduction_of(each, samples_version)]
+            kept = [each for each in over if any(held.is_reduction_of(n, samples_version) for n in held.needed([each]))]
             for digest in over:
                 if digest not in kept and digest not in removed:
                     store.remove(digest)
@@ -96,6 +97,7 @@ def _digests(manifest: Any) -> Iterator[str]:
     """All texts of a manifest that look like one."""
     if isinstance(manifest, str):
         yield from [manifest] if _DIGEST.fullmatch(manifest) else []
-    elif isinstance(manifest, dict | list):
-        for each in manifest.values() if isinstance(manifest, dict) else manifest:
-            yield from _digests(each)
+    elif isinstance(manifest, list):
+        yield from (found for each in manifest for found in _digests(each))
+    elif isinstance(manifest, dict):
+        yield from (found for name, each in manifest.items() if name != _PAST for found in _digests(each))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -97,6 +98,12 @@ def digits_report() -> ReportData:
         provenance={"shoal": "0.1.0", "config": "ab" * 32},
         config_yaml="seed: 0\n",
     )
+
+
+@pytest.fixture
+def plain_report(digits_report: ReportData) -> ReportData:
+    """The digits without a map and a history, which take longest to draw."""
+    return replace(digits_report, map=None, history=())
 
 
 @pytest.fixture

@@ -91,8 +91,8 @@ def test_links_lead_somewhere_and_ids_are_unique(digits_report: ReportData) -> N
     assert sum(target.startswith("cluster-") for target in targets) > 4
 
 
-def test_every_picture_has_alternative_text(digits_report: ReportData) -> None:
-    made = page(digits_report)
+def test_every_picture_has_alternative_text(plain_report: ReportData) -> None:
+    made = page(plain_report)
     assert len(made.all("img")) == 10 * (12 + 6)
     assert all((image.get("alt") or "").startswith("digit-") for image in made.all("img"))
     assert all("aria-label" in svg or "aria-hidden" in svg for svg in made.all("svg"))
@@ -139,10 +139,10 @@ def test_text_of_the_data_is_never_markup(digits_report: ReportData) -> None:
 
 
 @pytest.mark.parametrize("image", [None, b"broken", "as it was"])
-def test_keys_and_shards_are_never_markup(digits_report: ReportData, image: bytes | str | None) -> None:
-    first = digits_report.sheets[0].typical[0]
+def test_keys_and_shards_are_never_markup(plain_report: ReportData, image: bytes | str | None) -> None:
+    first = plain_report.sheets[0].typical[0]
     bad = replace(first, key=ATTACK, shard=ATTACK, image=first.image if isinstance(image, str) else image)
-    html = render(replace(digits_report, sheets=(Sheet(0, 9, (bad,), (bad,)),)), ReportConfig())
+    html = render(replace(plain_report, sheets=(Sheet(0, 9, (bad,), (bad,)),)), ReportConfig())
     assert "<script" not in html and "<img src=x" not in html
     made = Page(html)
     assert not made.attribute("onerror")
@@ -158,21 +158,21 @@ def test_sheets_are_capped_to_the_largest_clusters(bare_report: ReportData) -> N
     assert "The 5 largest of 300 clusters, with 2% of the images" in " ".join(made.text.split())
 
 
-def test_rows_beyond_the_limits_are_counted(digits_report: ReportData) -> None:
-    summary = replace(digits_report.summary, rejects={"corrupt_image": 1_200})
-    data = replace(digits_report, summary=summary, rejects=(RejectRow("s", "corrupt_image"),) * 50)
+def test_rows_beyond_the_limits_are_counted(plain_report: ReportData) -> None:
+    summary = replace(plain_report.summary, rejects={"corrupt_image": 1_200})
+    data = replace(plain_report, summary=summary, rejects=(RejectRow("s", "corrupt_image"),) * 50)
     text = " ".join(page(data, max_rejects=7, max_moves=1).text.split())
     assert "7 of them; 1,193 more are in the samples table" in text
     assert "The newest 1 move (3 older ones are in the moves table)" in text
 
 
-def test_images_per_sheet_are_configured(digits_report: ReportData) -> None:
-    assert len(page(digits_report, typical=2, uncertain=1, max_clusters=3).all("img")) == 9
+def test_images_per_sheet_are_configured(plain_report: ReportData) -> None:
+    assert len(page(plain_report, typical=2, uncertain=1, max_clusters=3).all("img")) == 9
 
 
-def test_an_image_that_cannot_be_decoded_leaves_a_placeholder(digits_report: ReportData) -> None:
-    good, bad = digits_report.sheets[0].typical[0], replace(digits_report.sheets[0].typical[1], image=b"broken")
-    made = page(replace(digits_report, sheets=(replace(digits_report.sheets[0], typical=(good, bad), uncertain=()),)))
+def test_an_image_that_cannot_be_decoded_leaves_a_placeholder(plain_report: ReportData) -> None:
+    good, bad = plain_report.sheets[0].typical[0], replace(plain_report.sheets[0].typical[1], image=b"broken")
+    made = page(replace(plain_report, sheets=(replace(plain_report.sheets[0], typical=(good, bad), uncertain=()),)))
     assert len(made.all("img")) == 1
     assert any(label.startswith("No picture: digit-") for label in made.attribute("aria-label"))
 
@@ -184,20 +184,20 @@ def test_without_any_picture_the_sheets_list_keys(bare_report: ReportData) -> No
     assert made.text.count("row-") == 5
 
 
-def test_stray_labels_are_tagged(digits_report: ReportData) -> None:
-    first = digits_report.sheets[0]
+def test_stray_labels_are_tagged(plain_report: ReportData) -> None:
+    first = plain_report.sheets[0]
     typical = (replace(first.typical[0], label="owl"), replace(first.typical[1], label=first.majority_label))
-    made = page(replace(digits_report, sheets=(replace(first, typical=typical, uncertain=()),)))
+    made = page(replace(plain_report, sheets=(replace(first, typical=typical, uncertain=()),)))
     assert [span for span in made.all("span") if "stray" in (span.get("class") or "")] != []
     assert made.text.count("owl") == 1
     assert "An orange tag" in made.text
 
 
-def test_figures_without_labels_fall_back_to_the_silhouette(digits_report: ReportData) -> None:
+def test_figures_without_labels_fall_back_to_the_silhouette(plain_report: ReportData) -> None:
     row = ScoreRow("dpm", 10, silhouette=0.321)
-    text = page(replace(digits_report, scores=(row,), contingency=None)).text
+    text = page(replace(plain_report, scores=(row,), contingency=None)).text
     assert "Silhouette0.321no labels to compare with" in text.replace("\n", "").replace("    ", "")
-    assert "NMI" in page(digits_report).text
+    assert "NMI" in page(plain_report).text
 
 
 def test_names_that_are_no_unicode_are_written_as_escapes(bare_report: ReportData, tmp_path: Path) -> None:

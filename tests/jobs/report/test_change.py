@@ -143,7 +143,7 @@ def test_new_clusters_get_a_quarter_of_the_sheets_at_most() -> None:
     assert shown_clusters(sizes, ReportConfig(max_clusters=8), gone) == list(range(8))
 
 
-def test_the_section_shows_events_flows_and_drift(digits_report: ReportData) -> None:
+def test_the_section_shows_events_flows_and_drift(plain_report: ReportData) -> None:
     overall = ClusterDrift(rows=60, low_fraction=0.031, log_density_shift=-0.12, is_novel=True)
     ones = ClusterDrift(cluster=1, rows=7, low_fraction=0.0, log_density_shift=None)
     what = changed(
@@ -151,8 +151,8 @@ def test_the_section_shows_events_flows_and_drift(digits_report: ReportData) -> 
         flows=(Flow(0, 9, 38), Flow(17, 3, 12), Flow(2, -1, 1)),
         drift=Drift(overall=overall, clusters=(ones,)),
     )
-    sheets = tuple(replace(sheet, since=sheet.cluster + 1) for sheet in digits_report.sheets)
-    made = page(replace(digits_report, change=what, sheets=sheets, map=None, history=()))
+    sheets = tuple(replace(sheet, since=sheet.cluster + 1) for sheet in plain_report.sheets)
+    made = page(replace(plain_report, change=what, sheets=sheets))
     text = made.text["change"]
     assert "Generation 12 refines the model of generation 11: 3.1% score low. Images: 60 arrived" in text
     assert "split from 0 – 38 +212.4" in text and "gave off 9 90 50 –" in text

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.tables.artifacts import ArtifactStore
 from pipeline.tables.clusterings import Generation
 from pipeline.tables.collection import Collection
+from pipeline.tables.place import children
 from pipeline.tables.samples import SamplesTable
 
 Rows = Callable[..., pa.Table]
@@ -38,8 +38,10 @@ def test_what_only_ended_generations_need_is_removed(
     one, two = collection.clustering("dpm"), collection.clustering("gmm")
     backbone = _put(collection, "backbone", 0)
     reductions = [_put(collection, "reduction", number, inputs={"samples_version": 1}) for number in range(2)]
-    models = [_put(collection, "dpm", n, reduction=reductions[n], table={"from": [backbone]}) for n in range(2)]
     states = [_put(collection, "statistics", 0)]
+    models = [
+        _put(collection, "dpm", n, reduction=reductions[n], table={"from": states, "of": [backbone]}) for n in range(2)
+    ]
     for number in range(1, 3):
         states.append(_put(collection, "statistics", number, base=states[-1]))
     fitted = _put(collection, "dpm", 9, reduction=_put(collection, "reduction", 9))  # of a fit that is under way
@@ -71,10 +73,10 @@ def test_a_reduction_of_the_newest_samples_is_there_for_the_next_fit(
     model = _put(collection, "dpm", 0, reduction=reduction)
     publish(clustering, 7, artifact=model)
     clustering.end([1])
-    assert collection.sweep_artifacts() == [model]
+    assert collection.sweep_artifacts() == []
     filled.commit([filled.write(rows("b", range(1)))])
-    assert collection.sweep_artifacts() == []  # its model, which named it, is gone
-    assert _held(collection) == {reduction}
+    assert collection.sweep_artifacts() == [reduction, model]
+    assert _held(collection) == set()
 
 
 def test_a_sweep_that_breaks_off_anywhere_is_finished_by_the_next(
@@ -84,15 +86,15 @@ def test_a_sweep_that_breaks_off_anywhere_is_finished_by_the_next(
     base = _put(collection, "statistics", 0)
     publish(clustering, 7, artifact=_put(collection, "dpm", 0), statistics=_put(collection, "statistics", 1, base=base))
     clustering.end([1])
-    real = ArtifactStore.remove
-    for broken in ("pipeline.tables.artifacts.remove_tree", "pipeline.tables.generations.delete"):
+    for broken, left in (("pipeline.tables.artifacts.remove_tree", 2), ("pipeline.tables.generations.delete", 0)):
         for _ in range(2):
             with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
                 patch.setattr(broken, _interrupt)
                 collection.sweep_artifacts()
-        ArtifactStore.remove = real  # type: ignore[method-assign]
-        collection.sweep_artifacts()
-        assert _held(collection) == set()
+            assert len(_held(collection)) == left
+    assert collection.sweep_artifacts() == []
+    assert children(collection.artifacts.root) == []
+    assert len(list(Path(clustering.path, "generations").glob("*.parquet"))) == 1
 
 
 def _interrupt(*_: object) -> None:
