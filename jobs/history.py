@@ -19,7 +19,7 @@ from jobs.figures import Value
 from jobs.report.wording import cluster_list, count, counted, signed
 from jobs.steps import Step
 from models.clusterer import NOISE
-from pipeline.history.lineage import BORN, MERGED, SPLIT, Lineage, Node
+from pipeline.history.lineage import BORN, KEPT, MERGED, SPLIT, Lineage, Node
 from pipeline.history.tree import Branch, Episode, Life, history
 from pipeline.progress import Progress
 from pipeline.tables.clusterings import DIED
@@ -67,7 +67,7 @@ def _overview(lineage: Lineage, began: float) -> Brief:
         "newest_generation": newest,
         "generations_ended": len(generations) - len(lineage.generations),
         "living_clusters": len(clusters),
-        "clusters_ever": len(set(lineage.clusters) - {NOISE}),
+        "clusters_ever": len(lineage.clusters),
     }
     if max(len(clusters), len(generations)) > _SHOWN:
         values["listed"] = f"the {_SHOWN} newest generations and the {_SHOWN} largest clusters; --json has more"
@@ -157,7 +157,7 @@ def draw(life: Life) -> None:
     console = Console(highlight=False)
     for index, branch in enumerate(life.lives):
         title = f"cluster {cluster_list([life.cluster])}"
-        title += f", another one of this number" if index else ""
+        title += ", another one of this number" if index else ""
         if console.is_terminal:
             tree = Tree(Text(title, style="bold"))
             _grow(tree, branch, life.lineage)
@@ -195,7 +195,7 @@ def told(episode: Episode, lineage: Lineage) -> str:
     sizes = [first.size] if first.size == last.size else [first.size, last.size]
     images = " → ".join([*map(count, sizes[:-1]), counted(sizes[-1], "image")])
     parts = [first.event, numbers, *([] if first.event == DIED else [images])]
-    if first.log_hastings is not None:
+    if first.log_hastings is not None and first.event != KEPT:  # that of a fit's own move says nothing of identity
         parts.append(f"log Hastings {signed(first.log_hastings)}")
     if episode.after is not None and episode.after != first.generation - 1:
         parts.append(f"continues generation {episode.after}")

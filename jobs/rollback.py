@@ -53,5 +53,5 @@ class Rollback:
         if done:
             values["note"] = f"nothing to do: generation {self.generation} is what the clustering says already"
         elif newest > rows:
-            values["note"] = "`shoal assign` labels the rows that came later"
+            values["note"] = "`shoal assign` labels the rows that came later, `shoal recluster` also learns from them"
         return Figures("rollback", values)

@@ -11,6 +11,7 @@ five minutes.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
@@ -151,18 +152,32 @@ class Killer:
         self.starts = 0
 
     def run(self, increment: Increment, pace: Pace, number: int, increments: int) -> None:
-        """One increment: its share of the kills that are still to come, and a run to the end."""
+        """One increment: its share of the kills that are still to come, and a run to the end.
+
+        A kill that comes after the generation was published is the last one of its increment; the last increment is
+        there for those that are missing then.
+        """
         arrive(self._table, [increment.batch], increment.leaving)
-        share = -(-(self._wanted - len(self.kills)) // (increments - number))
+        before = self._generations()
+        share = math.ceil((self._wanted - len(self.kills)) / max(1, increments - 1 - number))
         for _ in range(share):
-            self._strike(_command(self._path, increment), pace, number)
+            if self._generations() == before:
+                self._strike(_command(self._path, increment), pace, number)
         self.starts += 1
         cost_of(_command(self._path, increment))
 
     def _strike(self, command: Sequence[str], pace: Pace, number: int) -> None:
-        """Start, wait for the moment, kill; a process that was faster ends in peace."""
+        """Start, wait for the moment, kill; what a process that was faster did is undone, and it starts again."""
+        aim = AIMS[len(self.kills) % len(AIMS)]
+        with tempfile.TemporaryDirectory(prefix="shoal-bench-") as name:
+            shutil.copytree(self._path, Path(name, "table"))
+            while not self._struck(command, pace, number, aim):
+                shutil.rmtree(self._path)
+                shutil.copytree(Path(name, "table"), self._path)
+
+    def _struck(self, command: Sequence[str], pace: Pace, number: int, aim: str) -> bool:
+        """Whether the kill came before the end of the process."""
         self.starts += 1
-        aim = AIMS[self.starts % len(AIMS)]
         before, began, generations = _files(self._path), time.monotonic(), self._generations()
         with running(command) as process:
             if aim == ANY:
@@ -172,7 +187,7 @@ class Killer:
                 self._wait(process, before, self._random.randint(1, pace.files))
             if process.poll() is not None:
                 finished(process)
-                return
+                return False
             seconds = time.monotonic() - began
             process.kill()
             process.wait()
@@ -188,6 +203,7 @@ class Killer:
                 damage="; ".join(filter(None, damage)),
             )
         )
+        return True
 
     def _wait(self, process: subprocess.Popen[str], before: set[str], files: int) -> None:
         """Until the process has written so many, or has ended."""

@@ -42,6 +42,7 @@ class Beginning:
 
     model: DeepDPM  # with all of them, but networks for the old ones alone
     rows_K: Tensor  # float64, of all of them
+    known_K: Tensor  # float64, without arrivals: what the search had seen of the old ones
     parent_B: Tensor  # int64, index of the cluster that most rows of each newborn were in
     moves: tuple[Move, ...]
 
@@ -105,11 +106,16 @@ def begin(model: DeepDPM, held: Held, rng: torch.Generator) -> Beginning:
     )
     told = {*id_K.tolist(), -1}
     moves = (move for move in found.moves if move.kind in ("birth", "split") and told.issuperset(move.clusters))
-    return Beginning(grown, rows_K, parent_B, tuple(moves))
+    known = held[torch.nonzero(~held.new_N).flatten()]
+    known_K = torch.bincount(known.component_N, known.weight_N, minlength=len(id_K))
+    return Beginning(grown, rows_K, known_K, parent_B, tuple(moves))
 
 
 class TuningObjective(DeepDPMObjective):
-    """As in a training from the start, but from where another ended. The prior stays what it was."""
+    """As in a training from the start, but from where another ended; what has grown since is tried to be split again.
+
+    The prior stays what it was.
+    """
 
     def __init__(self, beginning: Beginning, row_N: Tensor, weight_N: Tensor) -> None:
         super().__init__(beginning.model.config)
@@ -135,7 +141,7 @@ class TuningObjective(DeepDPMObjective):
             renew(net, newborn, Cut(*(value[newborn] for value in vars(cut).values())), self._rng(0))
         frozen = config.warmup if births else 0
         self.search = Search(
-            model.prior, model.mixture, cut.half_K2D, axis_K, begun.rows_K, next_id=model.next_id, frozen=frozen
+            model.prior, model.mixture, cut.half_K2D, axis_K, begun.known_K, next_id=model.next_id, frozen=frozen
         )
         return net
 

@@ -17,19 +17,22 @@ from torch import Tensor
 from models.clusterer import NOISE, Move
 from models.dpm.agglomerate import agglomerate
 from models.dpm.counting import EMPTY, counted_sets, minus, worth
-from models.dpm.mixture import GROUP_ROWS, DPM, DPMStats
+from models.dpm.mixture import DPM, GROUP_ROWS, DPMStats, component_sample
 from models.dpm.moves import joint_of, merge_proposals, neighbor_pairs
 from models.dpm.novel import Proposal, born, found_sets, strange, undone
 from models.dpm.parting import split
 from models.dpm.population import Entry, Population, Roster
+from models.dpm.regrouping import Holds
 from models.dpm.settling import NEAREST, Settling
 from models.dpm.succession import regrouped
 from models.errors import ShoalError
 from models.increment import Held, Refinement
-from models.moments import Moments, zeros
+from models.moments import Moments
 from models.neighbors import nearest
 
 _BLOCK_ROWS = 16_384
+_HOPELESS = 1.0  # nats per row that a merge costs, beyond which it is not worth telling
+_SEEN = 64  # rows in which a newborn is looked at when components are grouped, though the sample have fewer
 _FOLLOWED = 0.01  # of a component's older rows: more than that in a newborn, and the others are to be read
 
 
@@ -145,7 +148,7 @@ class _Refining:
 
     def _name(self) -> None:
         """Ids of the newborns that have stayed, and the story of all that were proposed."""
-        next_id = self.model.population.next_id
+        next_id = self.model.next_id
         for k in range(self.old, len(self.settling)):
             if float(self.settling.count_K[k]) > EMPTY:
                 self.id_of[k], next_id = next_id, next_id + 1
@@ -156,7 +159,7 @@ class _Refining:
     def _told(self, kind: str, each: Proposal) -> Move:
         parent, rows = self.id_of.get(each.parent, -1), f"{each.rows} rows at hand"
         if each.child in self.id_of:
-            ratio = self.worth.get(each.child, each.log_ratio)
+            ratio = self.worth.get(each.child, each.log_ratio) if kind == "birth" else each.log_ratio
             return Move(kind, (parent, self.id_of[each.child]), ratio, True, f"{rows} are likelier apart")  # type: ignore[arg-type]
         why = f"{rows} are likelier inside" if each.child < 0 else f"{rows} were likelier apart, but others took them"
         return Move(kind, (parent,), each.log_ratio, False, why)  # type: ignore[arg-type]
@@ -173,18 +176,15 @@ class _Refining:
         pair_P2 = pair_P2[self._changed()[alive][pair_P2].any(dim=1)]
         prior, alpha = settling.prior, settling.concentration
         proposals = merge_proposals(prior, alpha, clusters, pair_P2)
-        groups = (
-            agglomerate(prior, alpha, clusters, proposals, only_gains=True)
-            if bool((proposals.ratio_P > 0).any())
-            else []
-        )
+        gains = bool((proposals.ratio_P > 0).any())
+        groups = agglomerate(prior, alpha, clusters, proposals, only_gains=True) if gains else []
         together = {k: i for i, (group, _) in enumerate(groups) for k in group}
         for (a, b), ratio in zip(pair_P2.tolist(), proposals.ratio_P.tolist(), strict=True):
-            if a not in together or together[a] != together.get(b):
-                ids = tuple(self.id_of[int(alive[k])] for k in (a, b))
-                self.moves.append(
-                    Move("merge", ids, ratio, False, "likelier apart" if ratio <= 0 else "a better merge came first")
-                )
+            hopeless = ratio < -_HOPELESS * float(clusters.count_K[a] + clusters.count_K[b])
+            if not hopeless and (a not in together or together[a] != together.get(b)):
+                ids = (self.id_of[int(alive[a])], self.id_of[int(alive[b])])
+                why = "likelier apart" if ratio <= 0 else "likelier together, but one of them has a better merge"
+                self.moves.append(Move("merge", ids, ratio, False, why))
         for group, gain in groups:
             self._join([int(alive[k]) for k in group], gain)
 
@@ -222,7 +222,9 @@ class _Refining:
             if k in self.heir or float(settling.count_K[k]) > EMPTY:
                 continue
             before = self.stats.sets.one(k)
-            self.heir[k] = int(living[_closest(self.model, before, settling.whole(living))])
+            self.heir[k] = int(living[_closest(self.model, k, before, settling.whole(living))])
+            if k in self.unsettled:
+                self.unsettled.add(self.heir[k])
             why = f"{float(before.count_K[0]):g} rows were left, which others have now"
             self.moves.append(Move("death", (self.id_of[k],), math.nan, True, why))
 
@@ -257,11 +259,22 @@ class _Refining:
         """With clusters that keep their ids."""
         config, before_K = model.config.grouping, self.model.id_K
         hold_K = torch.tensor([int(before_K[k]) if k < self.old else NOISE for k in living.tolist()])
-        if config is None:
+        if config is None or len(model.sample_MD) == 0:
             return self._ungrouped(model, hold_K)
-        grouped, moves = regrouped(model, hold_K, (hold_K == NOISE) | self._changed()[living], count_K, config)
+        holds = Holds(hold_K, (hold_K == NOISE) | self._changed()[living])
+        grouped, moves = regrouped(model, holds, count_K, self._seen(model, living))
         self.moves += moves
         return grouped
+
+    def _seen(self, model: DPM, living: Tensor) -> tuple[Tensor, Tensor]:
+        """The sample with the components of its rows, and more rows of newborns that it has too few of."""
+        x_MD, component_M = model.sample_MD, component_sample(model)
+        count_L, label_N = torch.bincount(component_M, minlength=len(living)), self.settling.label_N
+        for place in torch.nonzero((living >= self.old) & (count_L < _SEEN)).flatten().tolist():
+            row_n = torch.nonzero(label_N == living[place]).flatten()[: _SEEN - int(count_L[place])]
+            x_MD = torch.cat([x_MD, self.held.x_ND[row_n]])
+            component_M = torch.cat([component_M, torch.full_like(row_n, place)])
+        return x_MD, component_M
 
     def _ungrouped(self, model: DPM, hold_K: Tensor) -> DPM:
         """Every component is a cluster; one that is new has its own id for that, too."""
@@ -285,12 +298,10 @@ class _Refining:
         """Rows at hand where they are now, the others where they were or with their heirs."""
         prior, held = self.model.population.prior, self.held
         sets = counted_sets(prior, held.x_ND, label_N, held.weight_N, count)
-        runner_up_K = torch.zeros(count, dtype=torch.float64)
         target_K = place_K[[self._last(k) for k in range(self.old)]]
         for total, part in zip(sets.tensors().values(), self.base.tensors().values(), strict=True):
             total.index_add_(0, target_K, part)
-        runner_up_K.index_add_(0, target_K, self.stats.runner_up_K)
-        return DPMStats(sets, runner_up_K)
+        return DPMStats(sets, torch.full((count,), torch.nan, dtype=torch.float64))
 
 
 def _nearest(model: DPM, x_nD: Tensor) -> Tensor:
@@ -300,16 +311,15 @@ def _nearest(model: DPM, x_nD: Tensor) -> Tensor:
     return (best_nC if near_nC is None else near_nC.gather(1, best_nC)).sort(dim=1).values
 
 
-def _closest(model: DPM, gone: Moments, others: Moments) -> int:
-    """Which of the others a set is likeliest together with; the nearest where it has no rows."""
-    if float(gone.count_K[0]) <= EMPTY:
-        return 0
+def _closest(model: DPM, k: int, gone: Moments, others: Moments) -> int:
+    """Which of the others near component k its rows are likeliest together with; the nearest where it has none."""
     prior, alpha = model.population.prior, model.population.concentration
-    near = nearest(gone.mean_KD.float(), others.mean_KD.float(), NEAREST)[1][0]
-    union = Moments(
-        *(mine + each for mine, each in zip(gone.tensors().values(), others[near].tensors().values(), strict=True))
-    )
-    return int(near[(worth(prior, alpha, union) - worth(prior, alpha, others[near])).argmax()])
+    near = nearest(model.population.clusters.mean_KD[[k]].float(), others.mean_KD.float(), NEAREST)[1][0]
+    if float(gone.count_K[0]) <= EMPTY:
+        return int(near[0])
+    these = others[near]
+    union = Moments(gone.count_K + these.count_K, gone.sum_KD + these.sum_KD, gone.second_KDD + these.second_KDD)
+    return int(near[(worth(prior, alpha, union) - worth(prior, alpha, these)).argmax()])
 
 
 def _entry(old: Population, k: int, whole: Moments) -> Entry:

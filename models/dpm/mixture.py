@@ -36,7 +36,6 @@ JOINED = {
     "continuity": "components of one cluster: they overlap, and the valley between them is {:.2f} nats deep",
     "shade": "components of one cluster: at this resolution the smaller is part of the larger ({:.2f} nats)",
 }
-_DOUBLE = 2**10  # K D^2 up to which float64 costs nothing that matters
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,17 +121,14 @@ class DPM:
         return DPMStats(moments_of_sets(x_ND, set_N, sets, origin_D, diagonal=prior.diagonal), runner_up_K)
 
     def counted(self, x_ND: Tensor, component_N: Tensor, weight_N: Tensor | None = None) -> DPMStats:
-        """As `expect`, of a mixture without trials: rows in given components, and the best other component of each."""
+        """Moments of rows in given components, as `expect` takes them of a mixture without trials. O(N D^2) time.
+
+        Second best components are left unknown (nan): they would cost an E-step, and only the search of a fit asks.
+        """
         check_dim(x_ND, self.dim)
-        joint_NC, near_NC = self.log_joint(x_ND)
-        if near_NC is None:
-            near_NC = torch.arange(len(self.population), device=x_ND.device).expand_as(joint_NC)
-        runner_up_N = joint_NC.masked_fill(near_NC == component_N[:, None], -torch.inf).amax(dim=1)
-        if weight_N is not None:
-            runner_up_N = torch.where(weight_N > 0, runner_up_N * weight_N, 0.0)
-        runner_up_K = torch.zeros(len(self.population), dtype=torch.float64, device=x_ND.device)
-        runner_up_K.index_add_(0, component_N, runner_up_N)
-        return DPMStats(counted_sets(self.population.prior, x_ND, component_N, weight_N, len(runner_up_K)), runner_up_K)
+        count = len(self.population)
+        sets = counted_sets(self.population.prior, x_ND, component_N, weight_N, count)
+        return DPMStats(sets, torch.full((count,), torch.nan, dtype=torch.float64, device=x_ND.device))
 
     def renamed(self, cluster_K: Tensor, next_id: int) -> DPM:
         """The same mixture; component k belongs to cluster `cluster_K[k]`."""
@@ -235,8 +231,7 @@ class DPM:
         clusters, count = population.clusters.to(x_ND.device), len(population)
         log_weight_K = population.log_weight_K.to(x_ND.device)
         if count <= self.config.evaluated(self.dim):
-            single = count * self.dim**2 > _DOUBLE
-            return clusters.log_density(x_ND, single=single).add_(log_weight_K), None
+            return clusters.log_density(x_ND, single=population.single).add_(log_weight_K), None
         component_NC = self.candidates(x_ND, clusters)
         return clusters.log_density_at(x_ND, component_NC).add_(log_weight_K[component_NC]), component_NC
 

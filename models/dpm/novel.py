@@ -39,7 +39,7 @@ class Proposal:
 
 
 def strange(model: DPM, x_ND: Tensor, component_N: Tensor, new_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows that their components do not expect, (N,) bool, and components whose arrivals as a group are elsewhere, (K,).
+    """Rows that their components do not expect, (N,) bool, and components whose arrivals are elsewhere, (K,) bool.
 
     By the densities of `model`, which has not seen the arrivals: they would have made room for themselves.
     """

@@ -69,7 +69,9 @@ def confirmed(settling: Settling, sets: list[Tensor], factor: float) -> tuple[li
     their parameters go to others; and those that do not gain so much merge, the least first.
     """
     dim, covariance = settling.prior.dim, settling.config.covariance
-    price = (factor - 1) * (dim + {"full": dim * (dim + 1) // 2, "diagonal": dim, "spherical": 1, "tied": 0}[covariance])
+    price = (factor - 1) * (
+        dim + {"full": dim * (dim + 1) // 2, "diagonal": dim, "spherical": 1, "tied": 0}[covariance]
+    )
     least = 0 if factor <= 1 + EMPTY else _ROWS_PER_DIMENSION * dim
     sets = sorted(sets, key=len, reverse=True)
     small = [each for each in sets[1:] if len(each) < least]

@@ -22,7 +22,7 @@ _ROUNDS = 4
 
 
 def grown(model: DPM, x_nD: Tensor, rng: torch.Generator, factor: float = 1.0) -> Tensor:
-    """Set of each row, (n,) int64 from 0, under the prior and the concentration of `model`, each row counted `factor` times."""
+    """Set of each row, (n,) int64 from 0, under the prior of `model`, each row counted `factor` times."""
     set_n = torch.zeros(len(x_nD), dtype=torch.int64)
     value = joint(model, x_nD, set_n, factor)
     for _ in range(_ROUNDS):

@@ -12,25 +12,20 @@ from torch import Tensor
 
 from models.clusterer import NOISE, Move
 from models.dpm.grouping import GroupingConfig, Join, grouped
-from models.dpm.mixture import DPM, JOINED, component_sample
+from models.dpm.mixture import DPM, JOINED
 from models.dpm.regrouping import Holds
 
 
-def regrouped(
-    model: DPM, hold_K: Tensor, free_K: Tensor, count_K: Tensor, config: GroupingConfig
-) -> tuple[DPM, list[Move]]:
+def regrouped(model: DPM, holds: Holds, count_K: Tensor, rows: tuple[Tensor, Tensor]) -> tuple[DPM, list[Move]]:
     """The mixture with its components grouped again, and which clusters came together or apart.
 
-    `hold_K` is the id of the cluster that each component was in (-1: newborn), `free_K` says which may be regrouped,
-    `count_K` how many rows each has.
+    `count_K` says how many rows each component has; `rows` are sampled ones (M, D) and their components (M,).
     """
-    population = model.population
-    component_M = component_sample(model)
-    weight_K, holds = population.log_weight_K.exp(), Holds(hold_K, free_K)
-    found = grouped(weight_K, population.clusters, model.sample_MD, component_M, config, holds)
-    cluster_K, next_id = succeeded(found.cluster_K, hold_K, count_K, model.next_id)
-    moves = _joined(population.id_K, hold_K, [join for join in found.joins if join.applied])
-    moves += _parted(hold_K, cluster_K)
+    population, config = model.population, model.config.grouping or GroupingConfig()
+    found = grouped(population.log_weight_K.exp(), population.clusters, *rows, config, holds)
+    cluster_K, next_id = succeeded(found.cluster_K, holds.hold_K, count_K, model.next_id)
+    moves = _joined(population.id_K, holds.hold_K, [join for join in found.joins if join.applied])
+    moves += _parted(holds.hold_K, cluster_K)
     return model.renamed(cluster_K, next_id), moves
 
 

@@ -31,7 +31,7 @@ def cluster_table(
                 "size": tally.sizes.get(event.cluster, 0),
                 "parents": list(event.parents),
                 "event": event.event,
-                "log_hastings": (log_hastings or {}).get(event.cluster),
+                "log_hastings": None if event.event == "kept" else (log_hastings or {}).get(event.cluster),
                 "medoid_key": key,
                 "medoid_shard": shard,
                 "medoid_score": score,

@@ -153,7 +153,7 @@ class Drift:
         arc_T2 = radius * np.stack([np.sin(length_T / radius), 1 - np.cos(length_T / radius)], axis=1)
         line_T2 = np.stack([length_T, np.zeros_like(length_T)], axis=1)
         way_KT2 = np.stack([arc_T2 if k % 2 else line_T2 for k in range(self.clusters)])
-        mean_TKD = start_KD + np.einsum("kti,kid->tkd", way_KT2, way_K2D)
+        mean_TKD: np.ndarray = start_KD + np.einsum("kti,kid->tkd", way_KT2, way_K2D)
         gap_T = self.apart * np.clip(1 - time_T / self.meet, 0, None)
         mean_TKD[:, 1] = mean_TKD[:, 0] + gap_T[:, None] * way_K2D[1, 0]
         return mean_TKD

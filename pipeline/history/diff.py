@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -96,7 +96,7 @@ def diff(
     for part in work.parts:
         sums.add(part)
     sizes = _sizes(clustering, pair[0], work.rows[0]), _sizes(clustering, pair[1], work.rows[1])
-    related = lineage.related(before, after)
+    related, between = lineage.related(before, after), _between(lineage, before, after)
     whole = sums.total
     return Diff(
         before=pair[0],
@@ -108,8 +108,8 @@ def diff(
         gone=sum(whole.gone.values()),
         sizes_before=sizes[0],
         sizes_after=sizes[1],
-        fates=tuple(_fates(clustering, pair, sizes, whole)) if related else (),
-        between=_between(lineage, before, after),
+        fates=tuple(_with_ratios(_fates(clustering, pair, sizes, whole), between)) if related else (),
+        between=between,
         flows=tuple(sorted((Flow(*ends, images) for ends, images in whole.moved.items()), key=_largest)),
         arrived_in=dict(whole.arrived),
         gone_from=dict(whole.gone),
@@ -205,6 +205,12 @@ def _overlapping(sizes: tuple[dict[int, int], dict[int, int]], part: Part) -> li
         for each in found
         if each.event != KEPT
     ]
+
+
+def _with_ratios(fates: list[Fate], between: tuple[Node, ...]) -> list[Fate]:
+    """With the ratio of the newest event on the way that did the same to a cluster, where it had one."""
+    ratios = {(node.cluster, node.event): node.log_hastings for node in between if node.log_hastings is not None}
+    return [replace(fate, log_hastings=ratios.get((fate.cluster, fate.event), fate.log_hastings)) for fate in fates]
 
 
 def _int64(values: Iterable[int]) -> np.ndarray:

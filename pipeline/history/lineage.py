@@ -53,8 +53,8 @@ class Lineage:
 
     @cached_property
     def clusters(self) -> list[int]:
-        """Every id there ever was, ascending."""
-        return sorted(pc.unique(self._rows["cluster"]).to_pylist())
+        """Every id there ever was, ascending; noise is no cluster."""
+        return sorted(set(pc.unique(self._rows["cluster"]).to_pylist()) - {NOISE})
 
     def nodes(self, cluster: int) -> list[Node]:
         """A cluster through the generations, oldest first; empty if there never was one of that id."""

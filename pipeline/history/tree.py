@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from models.errors import ShoalError
@@ -101,11 +101,15 @@ def _begins(node: Node) -> bool:
 @dataclass(frozen=True)
 class _Walk:
     lineage: Lineage
+    told: set[tuple[bool, int]] = field(default_factory=set)  # whether as a descendant, and the cluster
 
     def branch(self, relation: Relation, cluster: int, nodes: Sequence[Node], depth: int) -> Branch:
         """A cluster with the relatives of each episode: of ancestors only ancestors, of descendants descendants."""
         episodes = []
-        for run in self._runs(nodes) if depth <= _DEPTH else ():
+        side = relation == "split off", cluster
+        is_told = depth > _DEPTH or (depth > 0 and side in self.told)  # else one of many merges comes up many times
+        self.told.add(side)
+        for run in self._runs(nodes) if not is_told else ():
             first = run[0]
             before = () if relation == "split off" and first is nodes[0] else self._origins(first, relation, depth)
             later = self._heirs(first, depth) if relation in ("itself", "split off") else ()

@@ -23,6 +23,9 @@ class ReclusterConfig(Config):
     )
     novelty: NoveltyConfig = NoveltyConfig()
     lost: float = Field(0.1, gt=0, le=1, description="share of a cluster's rows whose going makes a refinement due")
+    swelling: float = Field(
+        1.0, gt=0, description="arrivals of a cluster since the model last changed, as a share of its rows then"
+    )
     growth: float = Field(1.0, gt=0, description="rows since the last full fit, as a share of its rows, until the next")
     foreign: float = Field(
         0.2, gt=0, le=1, description="share of all rows that arrived with a low score at which a full fit is due"
@@ -30,7 +33,7 @@ class ReclusterConfig(Config):
     reread_rows: int = Field(65_536, ge=0, description="old rows that a refinement may read again, at least")
     reread_fraction: float = Field(0.05, ge=0, le=1, description="likewise, as a share of all rows; the larger counts")
     settle_fraction: float = Field(
-        0.5, ge=0, le=1, description="share of all rows that splits may call for reading; beyond, a full fit is due"
+        0.5, ge=0, le=1, description="share of all rows that splits may label anew; beyond, a full fit is due"
     )
     fold_after: int = Field(8, ge=1, description="statistics that are kept as differences before they are added up")
     keep_generations: int | None = Field(

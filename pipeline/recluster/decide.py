@@ -7,8 +7,9 @@ The tests, in the order in which they decide. A full fit is due when
 A refinement is due when
 4. more arrivals score low than chance explains (`models.drift`): there may be new clusters among them;
 5. the typical rows of a cluster score otherwise than those that the model was made from: it moved or changed shape;
-6. a cluster lost more than `lost` of its rows;
-7. rows fade (`decay`), or the model is to be without rows that went.
+6. a cluster grew by `swelling`: most of its rows, which may be several clusters, had no part in its shape;
+7. a cluster lost more than `lost` of its rows;
+8. rows fade (`decay`), or the model is to be without rows that went.
 Otherwise labels are all that is needed. Tests 4 and 5 hold their error rate over all clusters together.
 """
 
@@ -21,6 +22,7 @@ from models.drift import Drift, drift
 from pipeline.recluster.config import Mode
 from pipeline.recluster.work import Arrived, Decision, Work
 
+_FEW = 30  # arrivals of a cluster that say nothing of it
 _WORST = 200  # clusters whose figures are stored with a generation
 
 
@@ -32,16 +34,19 @@ def decide(work: Work, arrived: Arrived) -> Decision:
     low = float(arrived.part.arrivals.low_C.sum())
     excess = max(0.0, low - found.overall.expected_fraction * found.overall.rows)
     bytes_held = 4 * arrived.rows * work.labeller.model.dim
+    swollen = _swollen(arrived, config.swelling)
     tests: dict[str, Any] = {
         "growth": {"value": rows / max(work.memory.rows_at_fit, 1) - 1, "bar": config.growth},
         "foreign": {"value": excess / max(rows, 1), "bar": config.foreign},
         "bytes_held": {"value": bytes_held, "bar": work.labeller.config.memory_ceiling_bytes},
         "novel": {"p": found.overall.p, "bar": config.novelty.p, "clusters": list(found.novel)[:_WORST]},
         "drifted": {"clusters": list(found.drifted)[:_WORST]},
+        "swollen": {"clusters": list(swollen)[:_WORST], "bar": config.swelling},
         "lost": {"value": max(arrived.lost.values(), default=0.0), "bar": config.lost},
     }
-    touched = _touched(work.labeller.model, found, arrived, config.lost)
-    mode, why = _verdict(work, found, arrived, tests, touched)
+    losers = _losers(work.labeller.model, arrived, config.lost)
+    mode, why = _verdict(work, found, tests, (swollen, losers))
+    touched = tuple(sorted({*found.novel, *found.drifted, *swollen, *losers}))
     if config.mode != "auto":
         told = "" if config.mode == mode else f"; by itself it would {mode}: {why}"
         mode, why = config.mode, f"--mode {config.mode}{told}"
@@ -49,8 +54,9 @@ def decide(work: Work, arrived: Arrived) -> Decision:
 
 
 def _verdict(
-    work: Work, found: Drift, arrived: Arrived, tests: dict[str, Any], touched: tuple[int, ...]
+    work: Work, found: Drift, tests: dict[str, Any], changed: tuple[tuple[int, ...], tuple[int, ...]]
 ) -> tuple[Mode, str]:
+    swollen, losers = changed
     growth, foreign, held, lost = (tests[name] for name in ("growth", "foreign", "bytes_held", "lost"))
     arrivals, share, expected = found.overall.rows, found.overall.low_fraction or 0, found.overall.expected_fraction
     named = f", most unexpectedly in {_named(found.novel)}" if found.novel else ""
@@ -77,17 +83,32 @@ def _verdict(
             "refine",
             f"typical rows of {_named(found.drifted)} score otherwise than those of the last change",
         ),
-        (lost["value"] > lost["bar"], "refine", f"{_named(touched)} lost up to {lost['value']:.0%} of their rows"),
+        (
+            bool(swollen),
+            "refine",
+            f"{_named(swollen)} grew by {work.config.swelling:.0%} or more since the last change",
+        ),
+        (lost["value"] > lost["bar"], "refine", f"{_named(losers)} lost up to {lost['value']:.0%} of their rows"),
         (work.fades, "refine", f"older rows fade by {work.config.decay:g}"),
     ]
     like = f"{arrivals:,} arrivals since the last change are like the rows before"
     return next(((mode, why) for is_due, mode, why in due if is_due), ("assign", like))
 
 
-def _touched(model: Clusterer, found: Drift, arrived: Arrived, lost: float) -> tuple[int, ...]:
+def _swollen(arrived: Arrived, share: float) -> tuple[int, ...]:
+    """Clusters with so many arrivals, beside the rows that the model was made from."""
+    arrivals = arrived.part.arrivals
+    found = []
+    for cluster, rows in zip(arrivals.id_C.tolist(), arrivals.rows_C.tolist(), strict=True):
+        before = arrived.tally.sizes.get(cluster, 0) - rows
+        if rows >= _FEW and rows >= share * before:
+            found.append(cluster)
+    return tuple(found)
+
+
+def _losers(model: Clusterer, arrived: Arrived, lost: float) -> tuple[int, ...]:
     cluster = dict(zip(model.component_K.tolist(), model.id_K.tolist(), strict=True))
-    losers = {cluster[component] for component, share in arrived.lost.items() if share > lost}
-    return tuple(sorted({*found.novel, *found.drifted, *losers}))
+    return tuple(sorted({cluster[component] for component, share in arrived.lost.items() if share > lost}))
 
 
 def _named(clusters: tuple[int, ...], most: int = 5) -> str:

@@ -60,7 +60,7 @@ def refine(work: Work, arrived: Arrived, decision: Decision, rng: torch.Generato
     """Refine the model of `work` and label what that changes. Raises TooMuchError where splits concern too many rows.
 
     Costs a pass over the rows at hand per sweep, one M-step, a scan of all labels, and the reading of rows whose
-    component was split beneath them (at most `settle_fraction` of all).
+    component was split beneath them: at most `settle_fraction` of all rows, and each file once.
     """
     model = work.labeller.model
     assert isinstance(model, Refinable)  # noqa: S101  the caller asks for a full fit of others
@@ -136,9 +136,9 @@ def _settle(work: Work, refined: Refined, names: _Names, anew: dict[str, _Anew],
             mask_N[anew[file.path].row_n] = False
         if mask_N.any():
             files.append((file, np.flatnonzero(mask_N), component_N))
-    rows, all_rows = sum(file.rows for file, *_ in files), sum(file.rows for file in work.delta.files)
+    rows, all_rows = sum(len(row_n) for _, row_n, _ in files), sum(file.rows for file in work.delta.files)
     if rows > work.config.settle_fraction * all_rows:
-        raise TooMuchError(f"clusters were split whose rows are in files of {rows:,} of {all_rows:,} rows")
+        raise TooMuchError(f"clusters were split that {rows:,} of {all_rows:,} rows are in")
     for done, (file, row_n, component_N) in enumerate(files):
         read = read_rows(work.table.samples, file, work.labeller)
         work.reading.add(file)

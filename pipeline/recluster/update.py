@@ -5,6 +5,7 @@ Killed at any moment the last generation stands, and the same call starts again 
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 
@@ -100,8 +101,10 @@ def _followed(publisher: Publisher) -> ReclusterSummary:
         return publisher.tuned()
     if chosen.mode == "refine" and isinstance(model, Refinable):
         try:
-            rng = torch.Generator().manual_seed(publisher.number)
-            return publisher.refined(refine(work, publisher.arrived, chosen, rng))
+            began, rng = time.perf_counter(), torch.Generator().manual_seed(publisher.number)
+            refined = refine(work, publisher.arrived, chosen, rng)
+            publisher.seconds["refine"] = time.perf_counter() - began
+            return publisher.refined(refined)
         except TooMuchError as error:
             publisher = replace(publisher, decision="refit", chosen=replace(chosen, mode="refit", why=str(error)))
     return publisher.refit()
@@ -132,7 +135,8 @@ def _require_learner(labeller: Labeller) -> None:
 def _numbered(clustering: Clustering, labeller: Labeller) -> Labeller:
     """The same with a counter of ids above every id that was given since, also by generations rolled back."""
     model = labeller.model
-    floor = max(model.next_id, ids_used(clustering))
+    told = [json.loads(each.evidence).get("next_id", 0) for each in clustering.generations()]  # by roll-backs
+    floor = max(model.next_id, ids_used(clustering), *told)
     return labeller if floor == model.next_id else replace(labeller, model=model.renamed(model.id_K, floor))
 
 

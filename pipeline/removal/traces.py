@@ -58,7 +58,7 @@ def sweep_artifacts(table: Collection, is_stale: Callable[[int], bool]) -> None:
     """Delete artifacts that no generation needs and that were made of a stale version of the samples.
 
     A killed fit leaves them, named by nobody: sums over rows, and rows. So does one that is at work, which learned from
-    rows that are to go. Half-written ones go in any case. What a model was refined from is no need of it.
+    rows that are to go. Half-written ones go in any case.
     """
     for folder in children(table.path / "artifacts"):
         _sweep_unfinished(folder)
@@ -70,7 +70,7 @@ def sweep_artifacts(table: Collection, is_stale: Callable[[int], bool]) -> None:
         digest = stack.pop()
         if digest in known and digest not in needed:
             needed.add(digest)
-            stack += [value for name, value in known[digest].manifest.items() if name != "from" and value in known]
+            stack += [text for text in known[digest].manifest.values() if isinstance(text, str)]
     for digest, artifact in known.items():
         version = artifact.manifest.get("samples_version", artifact.manifest.get("made"))
         if digest not in needed and artifact.kind not in _SHARED and isinstance(version, int) and is_stale(version):

@@ -50,8 +50,7 @@ class Clustering:
         Tables made before the schemas had all of their columns get the missing ones.
         """
         for table in (self._assignments, self._clusters, self._moves):
-            table.create()
-            table.extend()
+            table.require_columns()
         self.published.create()
         restore(self._tables, self.latest())
         return self.published.next

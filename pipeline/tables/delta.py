@@ -117,6 +117,12 @@ class Delta:
                 raise TableError(f"{self.path} cannot be extended ({one_line(error)}); check the folder.") from error
         raise self._outrun(refusal)
 
+    def require_columns(self) -> None:
+        """Make the table unless it is there, with all columns of the layout."""
+        if not self.exists():
+            self.create()
+        self.extend()
+
     @property
     def version(self) -> int:
         """The newest committed version."""

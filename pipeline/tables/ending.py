@@ -7,8 +7,8 @@ generation, of whom one was killed or late, may have left others there, which `r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -47,17 +47,8 @@ class Tables:
         """Their newest versions."""
         return self.assignments.version, self.clusters.version, self.moves.version
 
-    def unused(self, remaining: Collection[Generation], upto: tuple[int, int, int]) -> list[list[StoredFile]]:
-        """Of each table, the data files that no remaining generation and no newest version names."""
-        named = [
-            {each.assignments_version for each in remaining},
-            {each.clusters_version for each in remaining},
-            {each.moves_version for each in remaining},
-        ]
-        return [unused(*each) for each in zip(self.every, named, upto, strict=True)]
 
-
-class _Overtaken(Exception):
+class _OvertakenError(Exception):
     """Somebody published since the generations were read."""
 
 
@@ -66,7 +57,7 @@ def end(tables: Tables, generations: GenerationsTable, numbers: Collection[int])
     for _ in range(COMMIT_ATTEMPTS):
         try:
             return _end(tables, generations, numbers)
-        except _Overtaken:
+        except _OvertakenError:
             continue
     raise TableError(
         f"Generations of clustering {generations.clustering} cannot be ended: others keep publishing; let them finish, "
@@ -116,7 +107,7 @@ def _end(tables: Tables, generations: GenerationsTable, numbers: Collection[int]
     if work.is_done:
         return EndedFiles((), 0, 0)
     for table in tables.every:
-        table.extend()
+        table.require_columns()
     generations.create()
     restore(tables, max(published, key=lambda each: each.generation, default=None))
     gone = work.commit()
@@ -134,6 +125,7 @@ class _Work:
     published: Sequence[Generation]
     numbers: frozenset[int]
     following: int  # the first number that was not published
+    seen: dict[tuple[str, int], list[WrittenFile]] = field(default_factory=dict)  # by table and version
 
     @property
     def ending(self) -> tuple[int, ...]:
@@ -150,30 +142,55 @@ class _Work:
             return False
         if any(self._is_early(file) for table in (self.tables.clusters, self.tables.moves) for file in table.files()):
             return False
-        return not any(self.tables.unused(self.remaining.values(), self.tables.newest))
+        return not any(self._unused(self.remaining.values(), self.tables.newest))
 
     def commit(self) -> list[list[StoredFile]]:
         """Commit all four tables, that of generations last; files to be deleted then, by table."""
-        _remove(self.tables.assignments, self._strays)
+        self.tables.assignments.commit(self._plan_assignments)
         clusters = self.tables.clusters.commit(self._plan_clusters)
-        moves = _remove(self.tables.moves, lambda files: [f for f in files if self._is_early(f) or self._has_ended(f)])
+        moves = self.tables.moves.commit(self._plan_moves)
         upto = self.tables.newest
 
         def choose(rows: list[Generation]) -> list[Generation]:
             nonlocal upto
             if {each.generation for each in rows} - {each.generation for each in self.published}:
-                raise _Overtaken
+                raise _OvertakenError
             upto = self.tables.newest  # who publishes on a later one began after this commit, and sees what has ended
             return [self._renewed(each, clusters, moves) for each in rows if each.generation in self.remaining]
 
         remaining = self.generations.keep(choose)
-        return self.tables.unused(remaining, upto)
+        return self._unused(remaining, upto)
+
+    def _unused(self, remaining: Collection[Generation], upto: tuple[int, int, int]) -> list[list[StoredFile]]:
+        """Of each table, the data files that no remaining generation and no newest version names."""
+        named: list[set[str]] = [set(), set(), set()]
+        for each in remaining:
+            versions = (each.assignments_version, each.clusters_version, each.moves_version)
+            for paths, table, version in zip(named, self.tables.every, versions, strict=True):
+                paths.update(file.path for file in self._files(table, version))
+        return [unused(*each) for each in zip(self.tables.every, named, upto, strict=True)]
+
+    def _files(self, table: Delta, version: int) -> list[WrittenFile]:
+        if (table.path, version) not in self.seen:
+            self.seen[table.path, version] = table.files(version)
+        return self.seen[table.path, version]
 
     def _strays(self, files: Collection[WrittenFile]) -> list[WrittenFile]:
         """Assignments that no remaining generation has."""
         versions = {each.assignments_version for each in self.remaining.values()}
-        named = {file.path for version in versions for file in self.tables.assignments.files(version)}
+        named = {file.path for version in versions for file in self._files(self.tables.assignments, version)}
         return [file for file in files if file.path not in named]
+
+    def _plan_assignments(self, files: list[WrittenFile]) -> Change | None:
+        """What the newest of the remaining has."""
+        strays, here = self._strays(files), {file.path for file in files}
+        newest = max(self.remaining.values(), key=lambda each: each.generation, default=None)
+        own = [] if newest is None else self._files(self.tables.assignments, newest.assignments_version)
+        return Change([file for file in own if file.path not in here], removed=strays) if strays else None
+
+    def _plan_moves(self, files: list[WrittenFile]) -> Change | None:
+        over = [file for file in files if self._is_early(file) or self._has_ended(file)]
+        return Change([], removed=over) if over else None
 
     def _plan_clusters(self, files: list[WrittenFile]) -> Change | None:
         """All rows that have ended as one file, without the samples that they name."""
@@ -205,17 +222,7 @@ class _Work:
             (self.tables.clusters, "clusters_version", clusters),
             (self.tables.moves, "moves_version", moves),
         ):
-            own = rows_of(table.files(getattr(generation, name)), generation.generation)
-            if own == rows_of(table.files(version), generation.generation):
+            own = rows_of(self._files(table, getattr(generation, name)), generation.generation)
+            if own == rows_of(self._files(table, version), generation.generation):
                 renewed[name] = version
         return generation.model_copy(update=renewed)
-
-
-def _remove(table: Delta, choose: Callable[[list[WrittenFile]], list[WrittenFile]]) -> int:
-    """Commit the table without the files that are chosen; the version that lacks them."""
-
-    def plan(files: list[WrittenFile]) -> Change | None:
-        over = choose(files)
-        return Change([], removed=over) if over else None
-
-    return table.commit(plan)

@@ -61,8 +61,7 @@ class GenerationsTable:
 
     def create(self) -> None:
         """Make it, or add the columns that it lacks."""
-        self._delta.create()
-        self._delta.extend()
+        self._delta.require_columns()
 
     def exists(self) -> bool:
         """Whether a generation was ever begun."""

@@ -79,7 +79,8 @@ class Version:
 
         In no order. From the log alone, without a Python object per file: 0.2 s for 100,000.
         """
-        found = pa.table(self._handle.get_add_actions(flatten=True))
+        stream = self._handle.get_add_actions(flatten=True)
+        found = pa.RecordBatchReader.from_stream(stream).read_all()  # `pa.table` would import pandas
         partition = self._layout.partition
         names = {"path": "path", "size_bytes": "size", "num_records": "rows"}
         names |= {} if partition is None else {f"partition.{partition.name}": "partition"}

@@ -15,14 +15,13 @@ from pipeline.tables.generations import Generation, GenerationsTable
 from pipeline.tables.place import children
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_PAST = "from"  # what a model was made of is history, and not needed to use it
 
 
 def sweep_artifacts(store: ArtifactStore, tables: Sequence[GenerationsTable], samples_version: int) -> list[str]:
     """Remove them; their digests, in the order of removal.
 
-    A reduction of the newest samples stays, and the models on it, as a fit that is under way may have found it. Broken off anywhere, the
-    next call does the rest: what an artifact needs is removed before it, and the rows that name it are forgotten last.
+    A reduction of the newest samples stays, and models on it: a fit that is under way may have found it. Broken off
+    anywhere, the next call does the rest: what an artifact needs goes before it, and the rows that name it go last.
     """
     held = _Held(store)
     needed = set(held.needed(_digests_of([each for table in tables for each in table.read()])))
@@ -34,7 +33,7 @@ def sweep_artifacts(store: ArtifactStore, tables: Sequence[GenerationsTable], sa
             ]
             kept = [each for each in over if any(held.is_reduction_of(n, samples_version) for n in held.needed([each]))]
             for digest in over:
-                if digest not in kept and digest not in removed:
+                if digest not in kept and held.has(digest):
                     store.remove(digest)
                     removed[digest] = None
             if not kept:
@@ -68,6 +67,10 @@ class _Held:
                 stack.extend((each, False) for each in self._named(digest))
         return list(order)
 
+    def has(self, digest: str) -> bool:
+        """Whether any of it is there; a removal may have broken off."""
+        return digest[:12] in self._folders
+
     def is_backbone(self, digest: str) -> bool:
         """Whether it is part of the samples, whatever becomes of their clusterings."""
         artifact = self._artifact(digest)
@@ -83,7 +86,7 @@ class _Held:
     def _named(self, digest: str) -> list[str]:
         artifact = self._artifact(digest)
         found = set() if artifact is None else set(_digests(artifact.manifest)) - {digest}
-        return sorted(each for each in found if each[:12] in self._folders)
+        return sorted(filter(self.has, found))
 
     def _artifact(self, digest: str) -> Artifact | None:
         if digest not in self._read:
@@ -97,7 +100,6 @@ def _digests(manifest: Any) -> Iterator[str]:
     """All texts of a manifest that look like one."""
     if isinstance(manifest, str):
         yield from [manifest] if _DIGEST.fullmatch(manifest) else []
-    elif isinstance(manifest, list):
-        yield from (found for each in manifest for found in _digests(each))
-    elif isinstance(manifest, dict):
-        yield from (found for name, each in manifest.items() if name != _PAST for found in _digests(each))
+    elif isinstance(manifest, dict | list):
+        for each in manifest.values() if isinstance(manifest, dict) else manifest:
+            yield from _digests(each)

@@ -204,7 +204,8 @@ class SamplesTable:
         For keys that the newest version and `versions` have no longer; see `pipeline.tables.scrub`. What no version
         ever had stays: a writer may be about to commit it.
         """
-        delete(self._delta, unused(self._delta, versions, self._delta.version))
+        needed = {file.path for version in set(versions) for file in self._delta.files(version)}
+        delete(self._delta, unused(self._delta, needed, self._delta.version))
         scrub(self._delta, keys, versions)
 
     def discard(self, files: Sequence[WrittenFile]) -> None:

@@ -29,13 +29,14 @@ class StoredFile:
     size: int  # bytes
 
 
-def unused(delta: Delta, versions: Collection[int], upto: int) -> list[StoredFile]:
-    """Data files that a version up to `upto` named, and neither the newest version nor one of `versions` names.
+def unused(delta: Delta, needed: Collection[str], upto: int) -> list[StoredFile]:
+    """Data files that a version up to `upto` named, that the newest version has not, and whose path is not `needed`.
 
     One listing of the folder; log files are read, newest first, only while there are files to be looked for.
     """
-    needed = {file.path for version in (None, *sorted(set(versions))) for file in delta.files(version)}
-    left = {path: file for path, file in _stored(delta).items() if path not in needed}
+    stored = _stored(delta)
+    used = {file.path for file in delta.files()}.union(needed)
+    left = {path: file for path, file in stored.items() if path not in used}
     found: list[StoredFile] = []
     for version in range(upto, -1, -1):
         if not left:

@@ -46,7 +46,7 @@ def test_a_diff_in_figures(told: Told, tmp_path: Path) -> None:
         "parents": [1, 2],
         "size_before": 4,
         "size_after": 8,
-        "log_hastings": None,
+        "log_hastings": -1.5,
     }
     assert [row["log_hastings"] for row in found["on_the_way"]] == [None, 2.5, 2.5, -1.5, None, None, None]
     assert found["largest_flows"] == [

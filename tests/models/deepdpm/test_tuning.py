@@ -134,6 +134,7 @@ def test_networks_go_on_and_what_was_born_takes_its_share_of_its_parent() -> Non
     search = objective.search
     assert search.mixture.id_K.tolist() == [4, 0, 7, 20]
     assert search.axis_K.tolist() == [3, 3, 3, 0]  # only what is new is to be cut
+    assert search.tried_K.tolist() == [400, 400, 400, 0]  # so that an old one is, too, once it has grown
     assert (search.next_id, search.frozen) == (21, CONFIG.warmup)
     assert objective.clusterer(net).next_id == 21
 

@@ -7,15 +7,18 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from histories import Told
+from object_store import ObjectStore
 
 from models.errors import ShoalError
 from pipeline.history.compare import MOVED
 from pipeline.history.diff import Diff, diff
 from pipeline.history.moved import check_output, moved_file
+from pipeline.tables.place import place
 
 
 def _diff(told: Told, before: int, after: int) -> Diff:
@@ -61,10 +64,10 @@ def test_generations_apart_are_told_by_overlap_and_by_what_happened_on_the_way(t
     found = _diff(told, 1, 5)
     assert _counts(found) == (6, 4, 4, 0)
     assert _flows(found) == [(0, 1, 2), (2, 1, 2)]
-    assert {fate.cluster: (fate.event, fate.parents) for fate in found.fates} == {
-        1: ("merged", (1, 2)),
-        2: ("died", (2,)),
-        3: ("born", ()),
+    assert {fate.cluster: (fate.event, fate.parents, fate.log_hastings) for fate in found.fates} == {
+        1: ("merged", (1, 2), -1.5),  # of the last merge that had a ratio
+        2: ("died", (2,), None),
+        3: ("born", (), None),
     }
     way = [(node.generation, node.cluster, node.event, node.log_hastings) for node in found.between]
     assert way == [
@@ -150,8 +153,9 @@ def test_fits_of_their_own_have_no_events_in_common(copy: Told) -> None:
     assert not found.related
     assert (found.moved, found.fates) == (14, ())
     copy.publish(copy.labels[1] | {f"c{i}": 0 for i in range(4)}, parent=1, decision="rollback to 1")
-    assert _diff(copy, 5, 7).related  # both come from 1
-    fates = {fate.cluster: fate.event for fate in _diff(copy, 5, 7).fates}
+    found = _diff(copy, 5, 7)
+    assert found.related  # both come from 1
+    fates = {fate.cluster: fate.event for fate in found.fates}
     assert fates == {0: "merged", 1: "split", 2: "split", 3: "died"}
 
 
@@ -198,3 +202,14 @@ def test_a_file_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     ]:
         with pytest.raises(ShoalError, match=sentence):
             check_output(tmp_path / name)
+
+
+@pytest.mark.slow  # starts a server
+def test_the_file_may_be_an_object_in_a_store(told: Told, bucket: ObjectStore) -> None:
+    path = place(f"{bucket.url}/some/moved.parquet")
+    with pytest.raises(ZeroDivisionError), moved_file(path):
+        raise ZeroDivisionError
+    assert not path.exists()
+    with moved_file(path) as on_moved:
+        diff(told.collection, "dpm", 1, 5, on_moved=on_moved)
+    assert pq.read_table(pa.BufferReader(path.read_bytes()))["key"].to_pylist() == ["a2", "a3", "b2", "b3"]

@@ -57,6 +57,7 @@ def test_what_came_later_is_labelled_by_the_next_assign(table: Collection) -> No
     assert _labels(table, clustering, summary.generation) == _labels(table, clustering, clustering.generation(2))
 
 
+@pytest.mark.slow
 def test_there_and_back_again(table: Collection) -> None:
     clustering = table.clustering("kmeans")
     assert rollback(table, "kmeans", 1).generation == 3

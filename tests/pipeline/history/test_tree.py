@@ -75,6 +75,23 @@ def test_an_unknown_cluster_is_a_sentence_with_the_nearest(told: Told) -> None:
         history(told.collection, "dpm", 9)
 
 
+@pytest.mark.slow
+def test_a_relative_is_told_once(copy: Told) -> None:
+    labels = {key: 3 if cluster == 0 else cluster for key, cluster in copy.labels[5].items()}
+    copy.publish(labels, {3: ("merged", (3, 0), None)})
+    labels = dict.fromkeys(labels, 3)
+    copy.publish(labels, {3: ("merged", (3, 1), None)})
+    (life,) = history(copy.collection, "dpm", 3).lives
+    found = [(branch.relation, branch.cluster, bool(branch.episodes)) for _, _, branch in life.walk()]
+    assert found == [
+        ("absorbed", 0, True),
+        ("absorbed", 1, True),
+        ("absorbed", 4, True),
+        ("from", 0, False),  # above
+        ("absorbed", 2, True),
+    ]
+
+
 @pytest.fixture(scope="module")
 def rolled(told: Told, tmp_path_factory: pytest.TempPathFactory) -> Told:
     """3 again as 6, and as 7."""

@@ -9,16 +9,20 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from object_store import ObjectStore
+from pyarrow.fs import copy_files
 from safetensors.torch import load_file
 from takedown import Rows, assigned, build, checkpoint_logs, medoids, traces, write_file
 
 from models.errors import ShoalError
+from pipeline.extract.resume import plan_shards
 from pipeline.removal.journal import Journal
 from pipeline.removal.remove import DELETE, RELEASE, _Removal, preview, remove
 from pipeline.tables.collection import Collection
 from pipeline.tables.imports import import_files
-from pipeline.tables.place import children
+from pipeline.tables.place import children, place
 from pipeline.tables.schema import OK, REJECTED, REMOVED
+from pipeline.tables.storage import open_filesystem
 from pipeline.train.checkpoints import Checkpoint, CheckpointStore
 
 Keys = list[str]
@@ -85,7 +89,7 @@ def _check(table: Collection, before: Rows, labels: dict[str, dict[int, dict[str
         (only,) = generations.values()
         old = labels[name][max(labels[name])]
         assert only == {key: old[key] for key in after.x}
-    assert not (Path(str(table.path)) / "unfinished").exists()
+    assert not list((Path(str(table.path)) / "unfinished").rglob("*"))
     named = {digest for name in now for each in table.clustering(name).generations() for digest in each.digests}
     assert {path.name[-12:] for path in children(table.path / "artifacts")} == {digest[:12] for digest in named}
     assert table.samples.done_shards() == set(before.shard.values())
@@ -175,13 +179,14 @@ def test_rows_that_arrive_meanwhile_go_too(table: Collection, monkeypatch: pytes
     assert table.samples.count(REMOVED) == 2
 
 
-def test_a_shard_whose_every_row_went_is_not_imported_again(table: Collection) -> None:
+def test_a_shard_whose_every_row_went_is_not_read_again(table: Collection) -> None:
     rows = Rows.of(table)
     (shard,) = {each for each in rows.shard.values() if each.endswith("c.npz")}
     keys = [key for key, each in rows.shard.items() if each == shard]
     rejects = [row["key"] for row in table.samples.rejects().to_pylist() if row["shard"] == shard]
     remove(table, [(shard, key) for key in [*keys, *rejects]])
     assert import_files([shard], table.path).skipped == 1
+    assert plan_shards([shard], table, verify="never").skipped == [shard]  # as an extraction sees it
     assert {file.shard for file in table.samples.files(OK)} == set(rows.shard.values()) - {shard}
 
 
@@ -235,3 +240,18 @@ def test_a_process_killed_at_any_moment_leaves_whole_generations_and_is_complete
         _check(table, before, labels, keys)
         shutil.rmtree(tmp_path / f"{attempt}")
     assert unfinished >= 4
+
+
+@pytest.mark.slow
+def test_in_an_object_store_too_nothing_is_left(bucket: ObjectStore, built: Path, tmp_path: Path) -> None:
+    filesystem, remote = open_filesystem(f"{bucket.url}/run")
+    copy_files(str(built.parent), remote, destination_filesystem=filesystem)
+    table = Collection.open(f"{bucket.url}/run")
+    before, labels = Rows.of(table), assigned(table)
+    keys = _taken(table, before)
+    report = place(f"{bucket.url}/run/report.html")
+    report.write_bytes(keys[0].encode())
+    remove(table, [(None, key) for key in keys], beside=[report])
+    copy_files(remote, str(tmp_path / "run"), source_filesystem=filesystem)
+    assert len(list((tmp_path / "run").rglob("*.json"))) > 10
+    _check(Collection.open(tmp_path / "run"), before, labels, keys)

@@ -18,6 +18,7 @@ from pipeline.tables import ending
 from pipeline.tables.clusterings import Clustering, EndedFiles, Generation, Publication
 from pipeline.tables.collection import Collection
 from pipeline.tables.delta import Delta, WrittenFile
+from pipeline.tables.generations import GenerationsTable
 from pipeline.tables.samples import SamplesTable
 from pipeline.tables.schema import CLUSTERS, GENERATIONS, MOVES, TableError
 
@@ -156,19 +157,19 @@ def test_a_file_that_no_version_named_is_left_to_its_writer(
 
 
 def test_what_a_publication_left_that_broke_off_goes_with_the_next_end(
-    clustering: Clustering, filled: SamplesTable, publish: Publish, monkeypatch: pytest.MonkeyPatch
+    clustering: Clustering, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(clustering, 7)
     before = _rows_on_disk(clustering)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("pipeline.tables.generations.GenerationsTable.append", _interrupt)
         publish(clustering, 8)
-    assert publish(clustering, 9).generation == 2
-    swept = clustering.retain(2)
+    swept = clustering.retain(1)
     assert (swept.generations, swept.files) == ((), 3 + 1 + 1)
-    assert clustering.retain(2) == EndedFiles((), 0, 0)
-    clustering.end([2])
-    assert _rows_on_disk(clustering)["assignments"] == before["assignments"]
+    assert clustering.retain(1) == EndedFiles((), 0, 0)
+    assert _rows_on_disk(clustering) == before
+    assert [len(_plain(clustering, name)) for name in TABLES] == [7, 1, 1]
+    assert publish(clustering, 9).generation == 2
 
 
 def _interrupt(*_: object) -> None:
@@ -235,6 +236,54 @@ def test_another_end_at_the_same_time_is_none_the_worse(
         clustering.end([1])
     assert _content(clustering, filled) == {3: before[3]}
     assert len(_rows_on_disk(clustering)["assignments"]) == 7
+
+
+def test_a_publication_while_generations_end_is_not_lost(
+    clustering: Clustering, filled: SamplesTable, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cluster in (7, 8):
+        publish(clustering, cluster)
+    real, rivals = GenerationsTable.keep, [Clustering(clustering.path)]
+
+    def keep(*arguments: Any) -> Any:
+        if rivals:
+            publish(rivals.pop(), 9)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GenerationsTable, "keep", keep)
+        clustering.end([1])
+    third = clustering.generation(3)
+    assert sorted(_content(clustering, filled)) == [2, 3]
+    assert clustering.clusters(third)["cluster"].to_pylist() == [9]
+    assert clustering.lineage()["cluster"].to_pylist() == [7, 8, 9]
+
+
+def test_a_publication_stands_whatever_a_second_writer_left_of_the_same(
+    clustering: Clustering, filled: SamplesTable, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(clustering, 7)
+    real, calls = GenerationsTable.append, []
+
+    def append(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 1:
+            with pytest.raises(KeyboardInterrupt):
+                publish(Clustering(clustering.path), 9)
+        elif len(calls) == 2:
+            raise KeyboardInterrupt
+        real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GenerationsTable, "append", append)
+        publish(clustering, 8)
+    before = _content(clustering, filled)
+    assert clustering.clusters(clustering.generation(2))["cluster"].to_pylist() == [8]
+    assert clustering.lineage()["cluster"].to_pylist() == [7, 9]  # until somebody looks
+    clustering.end([1])
+    assert _content(clustering, filled) == {2: before[2]}
+    assert clustering.begin() == 3
+    assert clustering.lineage()["cluster"].to_pylist() == [7, 8]
 
 
 @pytest.mark.parametrize("parent", [1, None])
