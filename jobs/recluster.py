@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from jobs.cluster import choose
+from jobs.cluster import Cluster, choose
 from jobs.config import RunConfig
 from jobs.context import local_ray
 from jobs.figures import Figures, Row, Value
-from jobs.steps import State, Step
+from jobs.steps import Job, State, Step
+from pipeline.cluster.config import digest
 from pipeline.progress import Progress
+from pipeline.recluster.evidence import Evidence
 from pipeline.recluster.metrics import publish_gauges, write_metrics
 from pipeline.recluster.update import ReclusterSummary, recluster
 from pipeline.tables.collection import Collection
@@ -52,6 +54,29 @@ class Recluster:
         return _figures(table, summary, time.perf_counter() - began)
 
 
+@dataclass(frozen=True)
+class Follow:
+    """Cluster a table that is not clustered with these settings; fold into its clustering what came and went since."""
+
+    table: str
+    config: RunConfig
+
+    def plan(self) -> list[Step]:
+        """That of the job which is due."""
+        return self._job().plan()
+
+    def run(self, on_progress: Progress) -> Figures:
+        """As the job which is due."""
+        return self._job().run(on_progress)
+
+    def _job(self) -> Job:
+        name = self.config.cluster.algorithm.kind
+        latest = Collection.open(self.table).clustering(name).latest()
+        if latest is None or latest.config_digest != digest(self.config.cluster):
+            return Cluster(self.table, None, self.config)
+        return Recluster(self.table, name, None, self.config)
+
+
 def _figures(table: Collection, summary: ReclusterSummary, seconds: float) -> Figures:
     values: dict[str, Value] = {
         "clustering": summary.name,
@@ -62,6 +87,7 @@ def _figures(table: Collection, summary: ReclusterSummary, seconds: float) -> Fi
         "removed": summary.removed,
         "rows": summary.rows,
         "clusters": summary.clusters,
+        **_drift(summary),
         **summary.events,
         "files_rewritten": summary.files_rewritten,
         "files_kept": summary.files_kept,
@@ -70,6 +96,18 @@ def _figures(table: Collection, summary: ReclusterSummary, seconds: float) -> Fi
         "seconds": seconds,
     }
     return Figures("recluster", values, {"events": _events(table, summary)})
+
+
+def _drift(summary: ReclusterSummary) -> dict[str, Value]:
+    """How the arrivals since the model last changed compare with what it was made of."""
+    drift = Evidence.of(summary.generation).drift
+    if drift is None or summary.decision == "nothing":
+        return {}
+    return {
+        "low_scores": drift.overall.low_fraction,
+        "low_scores_expected": drift.overall.expected_fraction,
+        "log_density_shift": drift.overall.log_density_shift,
+    }
 
 
 def _events(table: Collection, summary: ReclusterSummary) -> list[Row]:

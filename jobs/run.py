@@ -11,12 +11,12 @@ from typing import Protocol
 from jobs.assign import Assign
 from jobs.baseline import NAME as BASELINE
 from jobs.baseline import Baseline
-from jobs.cluster import Cluster
 from jobs.config import RunConfig, as_yaml
 from jobs.evaluate import Evaluate
 from jobs.extract import Extract, require_embeddings
 from jobs.figures import Figures, Row, Value, write_json
 from jobs.folder import RunFolder
+from jobs.recluster import Follow
 from jobs.reporting import Report
 from jobs.shards import Shards, count_shards
 from jobs.steps import Job, Step
@@ -92,7 +92,7 @@ class Run:
 
     def _later(self, table: str) -> dict[str, Job]:
         """The steps that work on the table."""
-        jobs: dict[str, Job] = {"cluster": Cluster(table, None, self.config)}
+        jobs: dict[str, Job] = {"cluster": Follow(table, self.config)}
         if self.config.baseline and self.config.cluster.algorithm.kind != BASELINE:
             jobs["baseline"] = Baseline(table, self.config)
         name = self.config.cluster.algorithm.kind

@@ -12,6 +12,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from jobs.brief import legible
 from jobs.figures import Figures, Row, Value, shown, words
 from pipeline.progress import Progress, silent
 
@@ -70,7 +71,7 @@ def _console() -> Console:
 def _columns(lines: Sequence[tuple[str, str, str]]) -> Table:
     table = Table.grid(padding=(0, 2))
     for line in lines:
-        table.add_row(*(Text(cell) for cell in line))
+        table.add_row(*(Text(legible(cell)) for cell in line))
     return table
 
 
@@ -80,7 +81,7 @@ def _grid(rows: Sequence[Row], boxed: bool) -> Table:
         numeric = all(_is_number(row[name]) for row in rows)
         table.add_column(Text(words(name)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(shown(value)) for value in row.values()))
+        table.add_row(*(Text(legible(shown(value))) for value in row.values()))
     return table
 
 

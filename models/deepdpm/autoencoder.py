@@ -249,8 +249,8 @@ class AutoencodedDeepDPM:
 
     @property
     def retained(self) -> tuple[str, ...]:
-        """As the clustering of the codes."""
-        return tuple(f"clusters.{name}" for name in self.clusters.retained)
+        """Nothing."""
+        return ()
 
     @property
     def dim(self) -> int:

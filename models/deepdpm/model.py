@@ -141,7 +141,7 @@ class DeepDPM:
 
 
 def load(config: DeepDPMConfig, tensors: dict[str, Tensor]) -> DeepDPM:
-    """The model that `tensors()` described, with or without its networks; earlier versions kept no `next_id`."""
+    """The model that `tensors()` described; earlier versions kept no `next_id`."""
     prior = NIW.from_tensors(part("prior.", tensors))
     mixture = Mixture.from_tensors(prior.mean_D, part("mixture.", tensors))
     floor = int(tensors["next_id"]) if "next_id" in tensors else 0

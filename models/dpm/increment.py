@@ -76,7 +76,7 @@ class _Refining:
     stats: DPMStats
     base: Moments  # (K), of the rows that are not at hand
     settling: Settling
-    shifted_K: Tensor  # bool, whether the arrivals of a component are elsewhere as a group
+    strange_N: Tensor  # bool, rows that their components do not expect
     births: list[Proposal] = field(default_factory=list)
     splits: list[Proposal] = field(default_factory=list)
     tried: set[int] = field(default_factory=set)
@@ -103,7 +103,7 @@ class _Refining:
             stats,
             base,
             settling,
-            torch.zeros(len(population), dtype=torch.bool),
+            torch.zeros(len(held), dtype=torch.bool),
             id_of=dict(enumerate(population.id_K.tolist())),
         )
 
@@ -115,14 +115,13 @@ class _Refining:
     def bear(self, rng: torch.Generator) -> None:
         """Search the rows that their components do not expect."""
         held = self.held
-        strange_N, self.shifted_K = strange(self.model, held.x_ND, held.component_N, held.new_N)
-        sets = found_sets(self.model, self.settling, torch.nonzero(strange_N).flatten(), rng)
+        self.strange_N = strange(self.model, held.x_ND, held.component_N, held.new_N)
+        sets = found_sets(self.model, self.settling, torch.nonzero(self.strange_N).flatten(), rng)
         self.births = born(self.settling, sets)
 
     def part(self, rng: torch.Generator) -> None:
         """Try to split what has grown."""
-        usable_N = ~(self.held.new_N & self.shifted_K[self.held.component_N])
-        trials = split(self.model, self.settling, usable_N, rng)
+        trials = split(self.model, self.settling, ~(self.held.new_N & self.strange_N), rng)
         self.splits, self.tried, self.unsettled = trials.proposals, set(trials.tried), trials.unsettled
 
     def settle(self) -> None:

@@ -38,15 +38,15 @@ class Proposal:
     child: int = -1  # index of the new component; -1 for none
 
 
-def strange(model: DPM, x_ND: Tensor, component_N: Tensor, new_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows that their components do not expect, (N,) bool, and components whose arrivals are elsewhere, (K,) bool.
+def strange(model: DPM, x_ND: Tensor, component_N: Tensor, new_N: Tensor) -> Tensor:
+    """Rows that their components do not expect, (N,) bool: improbable ones, and arrivals that are elsewhere as a group.
 
     By the densities of `model`, which has not seen the arrivals: they would have made room for themselves.
     """
     clusters = model.population.clusters
     surprise_N = surprise(clusters, x_ND, component_N)
     shifted_K = _shifted(clusters, x_ND[new_N], component_N[new_N])
-    return (surprise_N > _TAIL) | (new_N & shifted_K[component_N]), shifted_K
+    return (surprise_N > _TAIL) | (new_N & shifted_K[component_N])
 
 
 def surprise(clusters: Gaussians, x_ND: Tensor, component_N: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Splits of components that have grown, when only some of their rows are at hand.
 
 Rows at hand say what a component is made of where they are like the others: older rows, a uniform sample, and arrivals
-unless they are elsewhere as a group (those are for births). Each then stands for as many rows as it takes: in the
+that it expects (the others are for births). Each then stands for as many rows as it takes: in the
 search, in the verdict, and until the others are read and labelled anew.
 
 Shapes: N rows at hand, n of one component, D dimensions, K components, S sets.

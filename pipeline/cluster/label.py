@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -155,14 +156,14 @@ def renamed_files(
     clustering: Clustering, pairs: Sequence[tuple[SampleFile, WrittenFile]], before: Clusterer, after: Clusterer
 ) -> list[WrittenFile]:
     """The same files with the ids of `after` in place of those of `before`, as unseen as these, which are gone."""
-    clusters = dict(zip(before.id_K.tolist(), after.id_K.tolist(), strict=True))
-    components = dict(zip(before.component_K.tolist(), after.component_K.tolist(), strict=True))
+    clusters, components = (before.id_K, after.id_K), (before.component_K, after.component_K)
     written = []
     for samples_file, file in pairs:
         table = clustering.read_written(file)
         for column, names in (("cluster", clusters), ("runner_up", clusters), ("component", components)):
-            new = [None if old is None else names.get(old, old) for old in table[column].to_pylist()]
-            table = table.set_column(table.column_names.index(column), column, pa.array(new, pa.int64()))
+            old, new = (pa.array(ids.numpy()) for ids in names)
+            renamed = new.take(pc.index_in(table[column].combine_chunks(), value_set=old))  # null for null
+            table = table.set_column(table.column_names.index(column), column, renamed)
         written.append(clustering.write_assignments(table, samples_file))
     clustering.discard_assignments([file for _, file in pairs])
     return written

@@ -62,10 +62,7 @@ def preview(table: Collection, keys: Iterable[Wanted], on_progress: Progress = s
     asked, earlier = _asked(table, keys), Journal(table).read()
     hits, unknown, before = _looked(table, asked, earlier, on_progress)
     going = {hit.file.path for hit in hits.files}
-    ending = {
-        name: [each.generation for each in _naming(table, name, lambda file: file.path in going)]
-        for name in table.clusterings()
-    }
+    ending = _naming(table, lambda file: file.path in going)
     return Preview(
         images=hits.rows(OK),
         rejects=hits.rows(REJECTED),
@@ -73,7 +70,7 @@ def preview(table: Collection, keys: Iterable[Wanted], on_progress: Progress = s
         shards=len(hits.found.in_shard),
         unknown=unknown,
         removed_before=before,
-        ending={name: numbers for name, numbers in ending.items() if numbers},
+        ending={name: [each.generation for each in held] for name, held in ending.items()},
         unfinished=0 if earlier is None else len(earlier.asked),
     )
 
@@ -150,19 +147,21 @@ class _Removal:
         """Each clustering whose newest generation holds rows publishes one that does not."""
         if not self.samples.count():
             return  # and nothing is left to cluster
-        for name in self.table.clusterings():
-            latest, holding = self.table.clustering(name).latest(), self._holding(name)
-            if latest is None or latest not in holding or self._has_newer(name, latest, holding):
+        for name, held in self._holding().items():
+            newest = held[-1]
+            others = [each for each in self.table.clustering(name).generations() if each not in held]
+            if any(_succeeds(each, newest) for each in others):
                 continue
             try:
-                self.summary.published[name] = forget(self.table, name, latest, self._on_progress).generation
+                self.summary.published[name] = forget(self.table, name, newest, self._on_progress).generation
             except ShoalError as error:  # the rows go all the same; what storage refuses is a TableError
                 self.summary.lost[name] = str(error)
 
     def end_generations(self) -> None:
         """Generations that hold rows end, with what somebody who was killed has left of one; so do their artifacts."""
+        holding = self._holding()
         for name in self._names():
-            held = [each.generation for each in self._holding(name)]
+            held = [each.generation for each in holding.get(name, [])]
             self.table.clustering(name).end(held)  # also where there is none: it completes what was stopped
             if held:
                 self.summary.ended.setdefault(name, []).extend(held)
@@ -200,16 +199,11 @@ class _Removal:
         for step in steps:
             getattr(self, step)()
         self._look()
-        return not self._hits.files and not any(map(self._holding, self.table.clusterings()))
+        return not self._hits.files and not self._holding()
 
-    def _holding(self, name: str) -> list[Generation]:
-        """Generations that name data files which were replaced for these rows."""
-        return _naming(self.table, name, self._is_gone())
-
-    def _has_newer(self, name: str, latest: Generation, holding: Sequence[Generation]) -> bool:
-        """Whether `latest` came from somebody who knew an older table than a generation without the rows does."""
-        others = (each for each in self.table.clustering(name).generations() if each not in holding)
-        return any(each.samples_version > latest.samples_version for each in others)
+    def _holding(self) -> dict[str, list[Generation]]:
+        """By clustering, generations that name data files which were replaced for these rows."""
+        return _naming(self.table, self._is_gone())
 
     def _whole_versions(self) -> set[int]:
         """Versions of the samples table that generations name, of which no file was replaced for these rows."""
@@ -262,11 +256,21 @@ def _looked(
     return hits, unknown, len(missing) - len(unknown)
 
 
-def _naming(table: Collection, name: str, is_gone: Callable[[SampleFile], bool]) -> list[Generation]:
-    """Generations of a clustering that name one of such files; from the logs."""
+def _succeeds(other: Generation, newest: Generation) -> bool:
+    """Whether it came later, or knew a later table: then `newest` is of somebody who began before rows went."""
+    return other.generation > newest.generation or other.samples_version > newest.samples_version
+
+
+def _naming(table: Collection, is_gone: Callable[[SampleFile], bool]) -> dict[str, list[Generation]]:
+    """By clustering, the generations that name one of such `ok` files, oldest first; from the logs."""
     samples = table.samples
-    return [
-        each
-        for each in table.clustering(name).generations()
-        if any(map(is_gone, samples.files(version=each.samples_version)))
-    ]
+
+    @cache
+    def names_one(version: int) -> bool:
+        return any(map(is_gone, samples.files(version=version)))
+
+    found = {
+        name: [each for each in table.clustering(name).generations() if names_one(each.samples_version)]
+        for name in table.clusterings()
+    }
+    return {name: generations for name, generations in found.items() if generations}

@@ -52,7 +52,8 @@ class Clustering:
         for table in (self._assignments, self._clusters, self._moves):
             table.require_columns()
         self.published.create()
-        restore(self._tables, self.latest())
+        if latest := self.latest():
+            restore(self._tables, latest)
         return self.published.next
 
     def write_assignments(self, table: pa.Table, samples_file: SampleFile) -> WrittenFile:

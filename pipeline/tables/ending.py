@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from pipeline.tables.delta import COMMIT_ATTEMPTS, Change, Delta, WrittenFile
-from pipeline.tables.generations import Generation, GenerationsTable
+from pipeline.tables.generations import Generation, GenerationsTable, Look
 from pipeline.tables.schema import TableError
 from pipeline.tables.sweep import StoredFile, delete, unused
 
@@ -49,14 +49,15 @@ class Tables:
 
 
 class _OvertakenError(Exception):
-    """Somebody published since the generations were read."""
+    """Somebody published, or ended generations, since they were read."""
 
 
 def end(tables: Tables, generations: GenerationsTable, numbers: Collection[int]) -> EndedFiles:
     """See `Clustering.end`."""
+    since = generations.next
     for _ in range(COMMIT_ATTEMPTS):
         try:
-            return _end(tables, generations, numbers)
+            return _end(tables, generations, numbers, since)
         except _OvertakenError:
             continue
     raise TableError(
@@ -65,13 +66,11 @@ def end(tables: Tables, generations: GenerationsTable, numbers: Collection[int])
     )
 
 
-def restore(tables: Tables, latest: Generation | None) -> None:
-    """Have the newest versions of the shared tables hold the rows of the latest generation as its own versions do."""
-    if latest is None:
-        return
-    for table, version in ((tables.clusters, latest.clusters_version), (tables.moves, latest.moves_version)):
+def restore(tables: Tables, recent: Generation) -> None:
+    """Have the newest versions of the shared tables hold the rows of a generation as its own versions do."""
+    for table, version in ((tables.clusters, recent.clusters_version), (tables.moves, recent.moves_version)):
         if table.version != version:
-            _restore(table, rows_of(table.files(version), latest.generation), latest.generation)
+            _restore(table, rows_of(table.files(version), recent.generation), recent.generation)
 
 
 def rows_of(files: Collection[WrittenFile], generation: int) -> list[WrittenFile]:
@@ -92,9 +91,9 @@ def _restore(table: Delta, own: Sequence[WrittenFile], generation: int) -> None:
     table.commit(plan)
 
 
-def _end(tables: Tables, generations: GenerationsTable, numbers: Collection[int]) -> EndedFiles:
+def _end(tables: Tables, generations: GenerationsTable, numbers: Collection[int], since: int) -> EndedFiles:
     following = generations.next  # first: what is published after this look counts as under way
-    published = generations.read()
+    version, published = generations.version, generations.read()
     future = sorted(number for number in numbers if not 1 <= number < following)
     if future:
         raise TableError(
@@ -103,13 +102,14 @@ def _end(tables: Tables, generations: GenerationsTable, numbers: Collection[int]
         )
     if not generations.exists():
         return EndedFiles((), 0, 0)
-    work = _Work(tables, generations, published, frozenset(numbers), following)
+    work = _Work(tables, Look(version, following), generations, published, frozenset(numbers))
     if work.is_done:
         return EndedFiles((), 0, 0)
     for table in tables.every:
         table.require_columns()
     generations.create()
-    restore(tables, max(published, key=lambda each: each.generation, default=None))
+    for each in published[-1:] + [each for each in published[:-1] if each.generation >= since]:
+        restore(tables, each)
     gone = work.commit()
     for table, files in zip(tables.every, gone, strict=True):
         delete(table, files)
@@ -121,10 +121,10 @@ class _Work:
     """What is to be ended, of what was published at a look."""
 
     tables: Tables
+    look: Look
     generations: GenerationsTable
     published: Sequence[Generation]
     numbers: frozenset[int]
-    following: int  # the first number that was not published
     seen: dict[tuple[str, int], list[WrittenFile]] = field(default_factory=dict)  # by table and version
 
     @property
@@ -153,13 +153,17 @@ class _Work:
 
         def choose(rows: list[Generation]) -> list[Generation]:
             nonlocal upto
-            if {each.generation for each in rows} - {each.generation for each in self.published}:
-                raise _OvertakenError
+            self._require_unmoved()
             upto = self.tables.newest  # who publishes on a later one began after this commit, and sees what has ended
             return [self._renewed(each, clusters, moves) for each in rows if each.generation in self.remaining]
 
         remaining = self.generations.keep(choose)
         return self._unused(remaining, upto)
+
+    def _require_unmoved(self) -> None:
+        """Else rows that look like a crash's may be published by now."""
+        if self.generations.version != self.look.version:
+            raise _OvertakenError
 
     def _unused(self, remaining: Collection[Generation], upto: tuple[int, int, int]) -> list[list[StoredFile]]:
         """Of each table, the data files that no remaining generation and no newest version names."""
@@ -183,17 +187,20 @@ class _Work:
 
     def _plan_assignments(self, files: list[WrittenFile]) -> Change | None:
         """What the newest of the remaining has."""
+        self._require_unmoved()
         strays, here = self._strays(files), {file.path for file in files}
         newest = max(self.remaining.values(), key=lambda each: each.generation, default=None)
         own = [] if newest is None else self._files(self.tables.assignments, newest.assignments_version)
         return Change([file for file in own if file.path not in here], removed=strays) if strays else None
 
     def _plan_moves(self, files: list[WrittenFile]) -> Change | None:
+        self._require_unmoved()
         over = [file for file in files if self._is_early(file) or self._has_ended(file)]
         return Change([], removed=over) if over else None
 
     def _plan_clusters(self, files: list[WrittenFile]) -> Change | None:
         """All rows that have ended as one file, without the samples that they name."""
+        self._require_unmoved()
         early, over = [f for f in files if self._is_early(f)], [f for f in files if self._has_ended(f)]
         if not self.ending and len(over) < 2:
             return Change([], removed=early) if early else None
@@ -208,7 +215,7 @@ class _Work:
 
     def _is_early(self, file: WrittenFile) -> bool:
         """Whether it has rows of a generation that was not published: of a crash, or of a writer who will lose."""
-        return bool(file.maximum["generation"] >= self.following)
+        return bool(file.maximum["generation"] >= self.look.next)
 
     def _has_ended(self, file: WrittenFile) -> bool:
         """Whether it has rows of a generation that has ended, or is to end, or of all that ended before."""

@@ -81,6 +81,11 @@ class GenerationsTable:
             return self._rows(newer)  # some have ended since, and their files with them
 
     @property
+    def version(self) -> int:
+        """The newest version; 0 before the first generation is begun."""
+        return self._delta.version if self._delta.exists() else 0
+
+    @property
     def next(self) -> int:
         """The number of the next generation."""
         return _next(self._delta.files() if self._delta.exists() else [])

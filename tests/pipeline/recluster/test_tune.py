@@ -75,6 +75,7 @@ def test_arrivals_like_the_rows_before_change_no_cluster() -> None:
     assert all(torch.equal(value, tensors[name]) for name, value in first.model.tensors().items())
 
 
+@pytest.mark.slow
 def test_an_old_cluster_of_which_no_row_is_at_hand_lives_on() -> None:
     model, x_ND = fitted()
     held = held_of(planted(30, 2, seed=1)[0])

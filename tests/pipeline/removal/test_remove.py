@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from object_store import ObjectStore
 from pyarrow.fs import copy_files
@@ -18,10 +19,12 @@ from models.errors import ShoalError
 from pipeline.extract.resume import plan_shards
 from pipeline.removal.journal import Journal
 from pipeline.removal.remove import DELETE, RELEASE, _Removal, preview, remove
+from pipeline.tables.clusterings import Publication
 from pipeline.tables.collection import Collection
+from pipeline.tables.delta import conform
 from pipeline.tables.imports import import_files
 from pipeline.tables.place import children, place
-from pipeline.tables.schema import OK, REJECTED, REMOVED
+from pipeline.tables.schema import CLUSTERS, MOVES, OK, REJECTED, REMOVED
 from pipeline.tables.storage import open_filesystem
 from pipeline.train.checkpoints import Checkpoint, CheckpointStore
 
@@ -162,6 +165,7 @@ def test_unknown_keys_are_told_and_alone_refused(table: Collection) -> None:
     assert preview(table, [("a.npz", key), (None, "stranger")]).unknown == ((None, "stranger"),)
 
 
+@pytest.mark.slow
 def test_rows_that_arrive_meanwhile_go_too(table: Collection, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     late = write_file(tmp_path, "a", 60, 0)  # the keys of file a, under another name
     key = sorted(Rows.of(table).x)[0]
@@ -179,6 +183,36 @@ def test_rows_that_arrive_meanwhile_go_too(table: Collection, monkeypatch: pytes
     assert table.samples.count(REMOVED) == 2
 
 
+@pytest.mark.slow
+def test_a_generation_of_the_rows_as_they_were_is_ended_when_it_comes_late(
+    table: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, labels = Rows.of(table), assigned(table)
+    key = sorted(before.x)[0]
+    clustering = table.clustering("kmeans")
+    latest = clustering.latest()
+    assert latest is not None
+    files = table.samples.files(version=latest.samples_version)
+    old = [clustering.read_assignments(latest, file) for file in files]
+    end = _Removal.end_generations
+
+    def overtaken(removal: _Removal) -> None:
+        end(removal)
+        monkeypatch.setattr(_Removal, "end_generations", end)
+        number = clustering.begin()
+        written = [clustering.write_assignments(rows, file) for rows, file in zip(old, files, strict=True)]
+        said = {name: getattr(latest, name) for name in Publication.model_fields if name != "parent"}
+        record = Publication(**said)  # of a fit that began before the removal
+        clusters = pa.table({"generation": [number], "cluster": [0], "size": [1], "event": ["kept"]})
+        assert clustering.publish(number, written, conform(clusters, CLUSTERS), MOVES.empty_table(), record)
+
+    monkeypatch.setattr(_Removal, "end_generations", overtaken)
+    summary = remove(table, [(None, key)], beside=_beside(table))
+    assert summary.ended["kmeans"] == [1, 2, 4]
+    _check(table, before, labels, [key])
+
+
+@pytest.mark.slow
 def test_a_shard_whose_every_row_went_is_not_read_again(table: Collection) -> None:
     rows = Rows.of(table)
     (shard,) = {each for each in rows.shard.values() if each.endswith("c.npz")}
@@ -190,6 +224,7 @@ def test_a_shard_whose_every_row_went_is_not_read_again(table: Collection) -> No
     assert {file.shard for file in table.samples.files(OK)} == set(rows.shard.values()) - {shard}
 
 
+@pytest.mark.slow
 def test_a_table_may_lose_every_row(table: Collection) -> None:
     rows = Rows.of(table)
     summary = remove(table, [(None, key) for key in rows.x], beside=_beside(table))
@@ -200,7 +235,9 @@ def test_a_table_may_lose_every_row(table: Collection) -> None:
 CHILD = """
 import sys
 from pipeline.removal.remove import remove
+from pipeline.tables.clusterings import Publication
 from pipeline.tables.collection import Collection
+from pipeline.tables.delta import conform
 table, keys = Collection.open(sys.argv[1]), [(None, key) for key in sys.argv[2:]]
 table.samples.version  # what is loaded late is loaded now
 print("ready", flush=True)
