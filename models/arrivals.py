@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+LOW = 0.01  # share of the sample whose scores count as low
 _FAR = 4.0  # deviations; scores beyond count as much
 _FEW = 30  # rows of a cluster in the sample below which it has no ruler of its own
 
@@ -105,7 +106,7 @@ class Reference:
 
     @staticmethod
     def of(
-        cluster_N: Tensor, score_N: Tensor, id_C: Tensor, low: float = 0.01, optimism_C: Tensor | None = None
+        cluster_N: Tensor, score_N: Tensor, id_C: Tensor, low: float = LOW, optimism_C: Tensor | None = None
     ) -> Reference:
         """From labels and scores of a uniform sample; `id_C` are the clusters that there are. O(N log N).
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from scipy.stats import binom, hypergeom, norm
 from torch import Tensor
 
-from models.arrivals import Arrivals, Reference
+from models.arrivals import LOW, Arrivals, Reference
 from models.config import Config
 
 __all__ = ["Arrivals", "ClusterDrift", "Drift", "NoveltyConfig", "Reference", "drift", "optimism"]
@@ -25,7 +25,6 @@ _SHRINK = 100.0  # rows that the pooled share of low scores counts as where it i
 class NoveltyConfig(Config):
     """When arrivals count as novel, or a cluster as having drifted."""
 
-    low: float = Field(0.01, gt=0, lt=0.5, description="share of the sample whose scores count as low")
     p: float = Field(1e-6, gt=0, lt=1, description="chance of a false alarm, over all clusters together")
     ratio: float = Field(2.0, ge=1, description="times as many low scores as expected that are the least of interest")
     shift: float = Field(0.25, ge=0, description="least change of a cluster's mean score, in deviations")
@@ -99,7 +98,7 @@ def drift(reference: Reference, arrivals: Arrivals, config: NoveltyConfig | None
     config = config or NoveltyConfig()
     here = arrivals.kept(arrivals.id_C[arrivals.rows_C > 0])
     there = reference.sample.at(here.id_C)
-    share_C = _expected(reference.sample, there, config.low)
+    share_C = _expected(reference.sample, there, LOW)
     shift_C, error_C = _shifts(here, there, config.rows)
     low_C, among_C = here.low_C + there.low_C, here.rows_C + there.rows_C
     p_C = hypergeom.sf(*(value.round().numpy() for value in (here.low_C - 1, among_C, low_C, here.rows_C)))
@@ -122,7 +121,7 @@ def optimism(dim: int, rows_C: Tensor) -> Tensor:
 
 def _overall(here: Arrivals, share_C: Tensor, shifts: tuple[Tensor, Tensor], config: NoveltyConfig) -> ClusterDrift:
     rows, low = int(here.rows_C.sum()), int(here.low_C.sum())
-    expected = float((share_C * here.rows_C).sum()) / rows if rows else config.low
+    expected = float((share_C * here.rows_C).sum()) / rows if rows else LOW
     p = float(binom.sf(low - 1, rows, expected)) if rows else 1.0
     told_C = shifts[1].isfinite()
     weight_C = here.rows_C[told_C] / here.rows_C[told_C].sum()

@@ -18,10 +18,11 @@ from models.increment import Held, folded
 from pipeline.cluster.cluster import Again, cluster
 from pipeline.cluster.config import digest
 from pipeline.cluster.fitted import Fitted, write_model
-from pipeline.cluster.label import Against, label_files, read_rows
+from pipeline.cluster.label import Against, label_files
 from pipeline.cluster.memory import Facts, Part, reference_of, remember, remember_more
 from pipeline.cluster.publish import cluster_table, events_between, move_table, nothing_happened, ratios
 from pipeline.cluster.tally import Tally
+from pipeline.recluster.hold import hold
 from pipeline.recluster.refine import Refined
 from pipeline.recluster.tune import tuned
 from pipeline.recluster.work import Arrived, Decision, Work
@@ -94,7 +95,7 @@ class Publisher:
             )
         )
 
-    def refined(self, refined: Refined) -> ReclusterSummary:
+    def refined(self, refined: Refined, folds: Sequence[tuple[int, float]] | None = None) -> ReclusterSummary:
         """Another model, and the labels that it changes."""
         work, version = self.work, self.work.delta.version
         rows = sum(refined.tally.sizes.values())
@@ -103,6 +104,7 @@ class Publisher:
         part = replace(self._whole(), stats=refined.stats, rows=rows)
         reference = reference_of(refined.model, part.sample, refined.tally.sizes)
         facts = self._facts(artifact.digest, version)
+        facts = facts if folds is None else replace(facts, folds=folds)
         statistics = remember(work.memory.store, part, reference, facts, work.memory.below)
         sizes = {row["cluster"]: row["size"] for row in work.clustering.clusters(work.before).to_pylist()}
         happened = events_between(sizes, refined.tally.sizes, refined.overlap)
@@ -116,9 +118,10 @@ class Publisher:
         """Networks that were trained on the arrivals and the sample of older rows; all rows are labelled by them."""
         work, model = self.work, self.work.labeller.model
         assert isinstance(model, DeepDPM)  # noqa: S101  the only kind that is trained and stays in a table
-        work.clustering.discard_assignments([written for _, written in self.arrived.written])
         began = time.perf_counter()
-        fit = tuned(work.labeller.config, model, self._replayed(model), work.config.epochs, work.on_progress)
+        replayed = self._replayed(model)
+        work.clustering.discard_assignments([written for _, written in self.arrived.written])
+        fit = tuned(work.labeller.config, model, replayed, work.config.epochs, work.on_progress)
         before = Against(generation=work.before, named=True)
         fitted = Fitted(work.labeller.reduction, fit.model)
         files, samples = work.delta.files, work.table.samples
@@ -133,18 +136,18 @@ class Publisher:
             [labelled.overlap],
         )
         self.seconds["tune"] = time.perf_counter() - began
-        return self.refined(refined)
+        return self.refined(refined, folds=())  # all rows were counted anew, and whole
 
     def _replayed(self, model: Clusterer) -> Held:
-        """All arrivals, and of older rows the uniform sample that is remembered, each for all that it stands for."""
+        """What arrived, and of older rows the uniform sample that is remembered, each for all that it stands for."""
         work = self.work
-        sample = work.memory.sample().without(self.arrived.part.gone_N)
-        parts = [read_rows(work.table.samples, file, work.labeller) for file in work.delta.added]
-        fresh = [torch.tensor([label is None for label in work.delta.carried(file)]) for file in work.delta.added]
-        x_ND = torch.cat([*(rows.x_ND[new] for rows, new in zip(parts, fresh, strict=True)), sample.x_MD])
-        row_N = torch.cat([*(rows.row_N[new] for rows, new in zip(parts, fresh, strict=True)), sample.row_M])
-        new_N = torch.arange(len(x_ND)) < len(x_ND) - len(sample)
-        stands_for = (work.memory.rows - self.arrived.gone) / max(len(sample), 1)
+        at_hand = hold(work, self.arrived, self.chosen).held
+        new = at_hand[torch.nonzero(at_hand.new_N).flatten()]
+        sample = work.memory.sample().without(torch.cat([self.arrived.part.gone_N, new.row_N]))
+        x_ND, row_N = torch.cat([new.x_ND, sample.x_MD]), torch.cat([new.row_N, sample.row_M])
+        new_N = torch.arange(len(x_ND)) < len(new)
+        older = work.memory.rows + self.arrived.part.rows - len(new)
+        stands_for = older / max(len(sample), 1)
         weight_N = torch.where(new_N, 1.0, stands_for).double()
         return Held(x_ND, row_N, model.assign(x_ND).component_N, weight_N, new_N)
 
