@@ -109,6 +109,7 @@ def run(data: Path | None, on_progress: Progress, size: Size = SIZE, kills: int 
             killer.run(increment, pace, number, len(increments))
         different = differences(Collection.open(peace), Collection.open(killed))
         damaged = sum(map(bool, verified(Collection.open(killed))))
+        decisions = [each.decision for each in Collection.open(peace).clustering(NAME).generations()]
     bars = [
         Bar("kills", len(killer.kills), least=kills),
         Bar("generations that do not hold together", damaged + sum(bool(kill.damage) for kill in killer.kills), most=0),
@@ -116,7 +117,8 @@ def run(data: Path | None, on_progress: Progress, size: Size = SIZE, kills: int 
         Bar("generations", len(different), least=len(increments) + 1),
     ]
     rows: list[Row] = [
-        {"generation": number, "differs_in": ", ".join(names)} for number, names in enumerate(different, start=1)
+        {"generation": number, "decision": decision, "differs_in": ", ".join(names)}
+        for number, (decision, names) in enumerate(zip(decisions, different, strict=False), start=1)
     ]
     tables: dict[str, Sequence[Row]] = {
         "in_peace": [asdict(pace) for pace in paces],

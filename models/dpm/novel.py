@@ -86,26 +86,30 @@ def found_sets(
 ) -> list[Tensor]:
     """Sets of these rows that belong together, largest first: a search among them alone, which may find one.
 
-    Each row stands for `factor` rows.
+    Each row stands for `factor` times as many as it counts.
     """
     row_n = row_n[:_MOST_ROWS]  # rows are in the order of their hashes
     least = model.config.min_size
     if len(row_n) < least:
         return []
-    set_n = grown(model, settling.x_ND[row_n], rng, factor)
+    set_n = grown(model, settling.x_ND[row_n], rng, factor * float(settling.weight_N[row_n].mean()))
     sets = [row_n[set_n == s] for s in range(int(set_n.max()) + 1)]
     return sorted((each for each in sets if len(each) >= least), key=len, reverse=True)
 
 
 def born(settling: Settling, sets: list[Tensor]) -> list[Proposal]:
     """Make components of those sets that the log joint gains by, the best first, each judged after those before it."""
-    found = [birth_gain(settling, row_n) for row_n in sets]
+    gains = [birth_gain(settling, row_n) for row_n in sets]
+    order = sorted(range(len(sets)), key=lambda s: -gains[s])
+    room = settling.make_room(sum(gain > 0 for gain in gains)).tolist()
     proposals = []
-    for s in sorted(range(len(sets)), key=lambda s: -found[s]):
-        row_n = sets[s]
+    for s in order:
+        row_n, child = sets[s], -1
         parent = int(settling.label_N[row_n].mode().values)
-        gain = birth_gain(settling, row_n)
-        child = int(settling.enlist([row_n])[0]) if gain > 0 else -1
+        gain = birth_gain(settling, row_n) if gains[s] > 0 else gains[s]
+        if gain > 0:
+            child = room.pop(0)
+            settling.move(row_n, torch.full_like(row_n, child))
         proposals.append(Proposal(parent, len(row_n), gain, child))
     return proposals
 

@@ -17,12 +17,13 @@ from torch import Tensor
 from models.dpm.counting import EMPTY, scaled_sets
 from models.dpm.mixture import DPM
 from models.dpm.novel import Proposal, found_sets
+from models.dpm.regrowth import LEAST_ROWS
 from models.dpm.settling import Settling
 from models.moments import Moments
 
 _GROWN = 0.05  # a component whose rows have changed by this fraction since it was last tried deserves a trial
 _TRIALS = 16  # in one refinement, those that have changed most; the others keep for the next
-_ROWS_PER_DIMENSION = 3  # that a part of a sample needs: fewer say too little of a covariance
+_FLOATS = 2**23  # rows x dimensions^2 of a trial: a bound of its time, beyond which rows stand for others
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ def split(model: DPM, settling: Settling, usable_N: Tensor, rng: torch.Generator
     """Try components that have changed, by a search among those of their rows that are usable."""
     trials = Trials([], [], set())
     for k in _due(model, settling, usable_N):
-        row_n = torch.nonzero((settling.label_N == k) & usable_N).flatten()
-        factor = float(settling.count_K[k]) / float(settling.weight_N[row_n].sum())
+        row_n = torch.nonzero((settling.label_N == k) & usable_N).flatten()[: _FLOATS // model.dim**2]
+        factor = max(1.0, round(float(settling.count_K[k] / settling.weight_N[row_n].sum()), 9))
         sets = found_sets(model, settling, row_n, rng, factor)
         trials.tried.append(k)
         if len(sets) < 2:
@@ -72,7 +73,7 @@ def confirmed(settling: Settling, sets: list[Tensor], factor: float) -> tuple[li
     price = (factor - 1) * (
         dim + {"full": dim * (dim + 1) // 2, "diagonal": dim, "spherical": 1, "tied": 0}[covariance]
     )
-    least = 0 if factor <= 1 + EMPTY else _ROWS_PER_DIMENSION * dim
+    least = 0 if factor == 1 else LEAST_ROWS * dim
     sets = sorted(sets, key=len, reverse=True)
     small = [each for each in sets[1:] if len(each) < least]
     sets = [torch.cat([sets[0], *small]), *(each for each in sets[1:] if len(each) >= least)]
@@ -100,7 +101,7 @@ def _due(model: DPM, settling: Settling, usable_N: Tensor) -> list[int]:
     old = len(population)
     rows_K = torch.bincount(settling.label_N[usable_N], minlength=len(settling))[:old]
     change_K = (settling.count_K[:old] / population.tried_K.clamp_min(1) - 1).abs()
-    least = 2 * max(config.min_size, _ROWS_PER_DIMENSION * model.dim)
+    least = 2 * max(config.min_size, LEAST_ROWS * model.dim)
     due_K = (change_K > _GROWN) & (rows_K >= least)
     order = torch.argsort(change_K, descending=True, stable=True).tolist()
     return [k for k in order if due_K[k]][:_TRIALS]

@@ -19,6 +19,7 @@ from models.neighbors import cells
 _FEW = 16  # rows of a cell below which it says nothing
 _CELLS = (2, 8, 32)  # that searches start from, beside those that a fit would
 _ROUNDS = 4
+LEAST_ROWS = 3  # per dimension, of a set whose rows stand for others: fewer say too little of a covariance
 
 
 def grown(model: DPM, x_nD: Tensor, rng: torch.Generator, factor: float = 1.0) -> Tensor:
@@ -53,10 +54,10 @@ def joint(model: DPM, x_nD: Tensor, set_n: Tensor, factor: float) -> float:
 def _cut(model: DPM, x_nD: Tensor, rng: torch.Generator, factor: float) -> Tensor:
     """The best of several searches, (n,); 0 throughout where none is likelier than one set."""
     best_n = torch.zeros(len(x_nD), dtype=torch.int64)
-    if len(x_nD) < 2 * _FEW:
-        return best_n
     value = joint(model, x_nD, best_n, factor)
-    for count in sorted({min(each, len(x_nD) // _FEW) for each in (*_CELLS, model.config.starts(*x_nD.shape))}):
+    # Small cells of rows that stand for many would look like as many rows that are very much alike.
+    most = len(x_nD) // (_FEW if factor <= 1 else max(_FEW, LEAST_ROWS * model.dim))
+    for count in sorted({min(each, most) for each in (*_CELLS, model.config.starts(*x_nD.shape))} - {0, 1}):
         cell_n = cells(x_nD, count, int(torch.randint(2**31, (1,), generator=rng)))
         set_n = searched(model, x_nD, cell_n, rng, factor).unique(return_inverse=True)[1]
         found = joint(model, x_nD, set_n, factor)

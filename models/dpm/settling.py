@@ -95,15 +95,20 @@ class Settling:
         self.label_N[row_n] = label_n
         self._recount(changed_S)
 
-    def enlist(self, sets: list[Tensor]) -> Tensor:
-        """Make each of these sets of rows a component of its own; their indices."""
-        fresh_S = torch.arange(len(self), len(self) + len(sets))
-        empty = zeros(len(sets), self.prior.dim, diagonal=self.prior.diagonal)
+    def make_room(self, count: int) -> Tensor:
+        """Add so many components without rows, near to every row; their indices."""
+        fresh_S = torch.arange(len(self), len(self) + count)
+        empty = zeros(count, self.prior.dim, diagonal=self.prior.diagonal)
         self.base, self.held = Moments.cat([self.base, empty]), Moments.cat([self.held, empty])
-        self.stale_K = torch.cat([self.stale_K, torch.ones(len(sets), dtype=torch.bool)])
+        self.stale_K = torch.cat([self.stale_K, torch.ones(count, dtype=torch.bool)])
         rows = len(self.x_ND)
         self.near_NC = torch.cat([self.near_NC, fresh_S.expand(rows, -1)], dim=1)
-        self.density_NC = torch.cat([self.density_NC, self.density_NC.new_full((rows, len(sets)), -torch.inf)], dim=1)
+        self.density_NC = torch.cat([self.density_NC, self.density_NC.new_full((rows, count), -torch.inf)], dim=1)
+        return fresh_S
+
+    def enlist(self, sets: list[Tensor]) -> Tensor:
+        """Make each of these sets of rows a component of its own; their indices."""
+        fresh_S = self.make_room(len(sets))
         for index, row_n in zip(fresh_S.tolist(), sets, strict=True):
             self.move(row_n, torch.full_like(row_n, index))
         return fresh_S

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -121,15 +122,23 @@ class Memory:
         return [(int(version), float(decay)) for version, decay in self.artifact.manifest["folds"]]
 
     def stats(self) -> Stats:
-        """The statistics of all rows. O(depth) artifacts are read."""
+        """The statistics of all rows. O(depth) artifacts are read, once."""
+        return self._whole_stats
+
+    def sample(self) -> Sample:
+        """A uniform sample of all rows, likewise."""
+        return self._whole_sample
+
+    @cached_property
+    def _whole_stats(self) -> Stats:
         links = self._links(_STATS)
         stats = self._stats(links[0].tensors)
         for link in links[1:]:
             stats = folded(stats, float(link.manifest["decay"]), self._stats(link.tensors))
         return stats
 
-    def sample(self) -> Sample:
-        """A uniform sample of all rows."""
+    @cached_property
+    def _whole_sample(self) -> Sample:
         sample = Sample.none(self.model.dim)
         for link in self._links(_SAMPLE):
             own = to_torch(link.tensors)

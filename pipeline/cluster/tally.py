@@ -41,7 +41,7 @@ class Tally:
             self.sizes[cluster] = self.sizes.get(cluster, 0) + len(members)
             best = int(members[np.argmax(score_N[members])])
             names = (assignments["key"][best].as_py(), assignments["shard"][best].as_py())
-            self._propose(cluster, (float(score_N[best]), *names))
+            self.propose(cluster, (float(score_N[best]), *names))
 
     def renamed(self, names: Mapping[int, int]) -> Tally:
         """The same with clusters named anew, one to one."""
@@ -54,8 +54,9 @@ class Tally:
         for cluster, size in later.sizes.items():
             self.sizes[cluster] = self.sizes.get(cluster, 0) + size
             if cluster in later.medoids:
-                self._propose(cluster, later.medoids[cluster])
+                self.propose(cluster, later.medoids[cluster])
 
-    def _propose(self, cluster: int, medoid: tuple[float, str, str]) -> None:
+    def propose(self, cluster: int, medoid: tuple[float, str, str]) -> None:
+        """The medoid, where it scores higher than the one so far: score, key, shard."""
         if cluster not in self.medoids or medoid[0] > self.medoids[cluster][0]:
             self.medoids[cluster] = medoid

@@ -18,7 +18,7 @@ from pipeline.recluster.arrive import index_of
 from pipeline.recluster.work import Arrived, Decision, Work
 from pipeline.tables.samples import SampleFile
 
-_COLUMNS = ["cluster", "component", "score"]
+_COLUMNS = ["cluster", "component"]
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,14 @@ def _chosen(work: Work, decision: Decision) -> list[tuple[SampleFile, np.ndarray
     settled = {file.path for file in work.table.samples.files(version=work.memory.made)}
     found = []
     for order, file in enumerate(work.delta.same):
-        labels = work.clustering.read_assignments(work.before, file, columns=_COLUMNS)
-        cluster_N, score_N = labels["cluster"].to_numpy(), labels["score"].to_numpy()
-        wanted_N, recent = np.isin(cluster_N, touched), file.path not in settled
+        recent = file.path not in settled
+        columns = [*_COLUMNS, "score"] if recent else _COLUMNS
+        labels = work.clustering.read_assignments(work.before, file, columns=columns)
+        cluster_N = labels["cluster"].to_numpy()
+        wanted_N = np.isin(cluster_N, touched)
         if recent:
-            wanted_N = wanted_N | work.memory.reference.low(_tensor(cluster_N), _tensor(score_N)).numpy()
+            score_N = _tensor(labels["score"].to_numpy())
+            wanted_N = wanted_N | work.memory.reference.low(_tensor(cluster_N), score_N).numpy()
         row_n = np.flatnonzero(wanted_N)
         if len(row_n):
             stored_n = labels["component"].to_numpy()[row_n]

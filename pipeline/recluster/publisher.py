@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from models.clusterer import Clusterer, Move
+from models.clusterer import Clusterer, Move, Stats
 from models.deepdpm.model import DeepDPM
 from models.identity import Event
 from models.increment import Held, folded
@@ -23,7 +23,7 @@ from pipeline.cluster.memory import Facts, Part, reference_of, remember, remembe
 from pipeline.cluster.publish import cluster_table, events_between, move_table, nothing_happened, ratios
 from pipeline.cluster.tally import Tally
 from pipeline.recluster.hold import hold
-from pipeline.recluster.refine import Refined
+from pipeline.recluster.relabel import Refined
 from pipeline.recluster.tune import tuned
 from pipeline.recluster.work import Arrived, Decision, Work
 from pipeline.tables.clusterings import Generation, Publication
@@ -101,7 +101,7 @@ class Publisher:
         rows = sum(refined.tally.sizes.values())
         changed = {"samples_version": version, "rows": rows}
         artifact = write_model(work.table, work.labeller.artifact, refined.model, changed)
-        part = replace(self._whole(), stats=refined.stats, rows=rows)
+        part = replace(self._whole(refined.stats), rows=rows)
         reference = reference_of(refined.model, part.sample, refined.tally.sizes)
         facts = self._facts(artifact.digest, version)
         facts = facts if folds is None else replace(facts, folds=folds)
@@ -163,11 +163,11 @@ class Publisher:
         self._retain()
         return self._summary(found.generation, events, seconds=seconds, rewritten=len(work.delta.files))
 
-    def _whole(self) -> Part:
+    def _whole(self, stats: Stats | None = None) -> Part:
         """What all rows leave behind, arrivals included, without those that went; no arrivals since."""
         memory, part = self.work.memory, self.arrived.part
         sample = memory.sample().without(part.gone_N) + part.sample
-        stats = folded(memory.stats(), self.work.decay, part.stats)
+        stats = stats or folded(memory.stats(), self.work.decay, part.stats)
         return Part(stats, sample, type(part.arrivals).none(), memory.rows + part.rows)
 
     def _facts(self, model: str, made: int) -> Facts:

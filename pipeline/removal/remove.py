@@ -33,7 +33,7 @@ class Preview:
     files: int  # to be written again
     shards: int
     unknown: tuple[Wanted, ...]  # not in the table, now or before
-    removed_before: int  # keys
+    removed_before: int  # samples
     ending: dict[str, list[int]]  # generations that hold images, by clustering
     unfinished: int  # keys of a removal that was stopped
 
@@ -60,7 +60,7 @@ class RemovalSummary:
 def preview(table: Collection, keys: Iterable[Wanted], on_progress: Progress = silent) -> Preview:
     """What `remove` would do. Reads keys, changes nothing. Raises as `remove` for keys that it would refuse."""
     asked, earlier = _asked(table, keys), Journal(table).read()
-    hits, unknown, before = _looked(table, asked, earlier, on_progress)
+    hits, before, unknown = _looked(table, asked, earlier, on_progress)
     going = {hit.file.path for hit in hits.files}
     ending = _naming(table, lambda file: file.path in going)
     return Preview(
@@ -69,7 +69,7 @@ def preview(table: Collection, keys: Iterable[Wanted], on_progress: Progress = s
         files=len(hits.files),
         shards=len(hits.found.in_shard),
         unknown=unknown,
-        removed_before=before,
+        removed_before=len(before),
         ending={name: [each.generation for each in held] for name, held in ending.items()},
         unfinished=0 if earlier is None else len(earlier.asked),
     )
@@ -85,16 +85,17 @@ def remove(
     table says what is under way, and is deleted last. Killed anywhere, readers see whole generations, and the same
     call, or one without keys, completes it. What somebody else commits meanwhile is looked through, too.
 
+    For samples that were removed before, what others have left of them since goes: a fit that had begun before, say.
+
     Costs the keys of the files that may hold some, and a rewrite of those that do. Raises ShoalError, and changes
     nothing, if the table has none of the keys; ShoalError also where others keep publishing such rows.
     """
     asked, earlier = _asked(table, keys), Journal(table).read()
-    hits, unknown, before = _looked(table, asked, earlier, on_progress)
-    summary = RemovalSummary(unknown=unknown, removed_before=before, continued=earlier is not None)
-    if hits.files or earlier is not None:
-        entry = Entry(asked, hits.found)
-        work = _Removal(table, entry if earlier is None else earlier | entry, summary, on_progress, tuple(beside))
-        work.finish(hits)
+    hits, before, unknown = _looked(table, asked, earlier, on_progress)
+    summary = RemovalSummary(unknown=unknown, removed_before=len(before), continued=earlier is not None)
+    entry = Entry(asked, hits.found | before)
+    work = _Removal(table, entry if earlier is None else earlier | entry, summary, on_progress, tuple(beside))
+    work.finish(hits)
     return summary
 
 
@@ -236,8 +237,8 @@ def _asked(table: Collection, keys: Iterable[Wanted]) -> Targets:
 
 def _looked(
     table: Collection, asked: Targets, earlier: Entry | None, on_progress: Progress
-) -> tuple[Hits, tuple[Wanted, ...], int]:
-    """What the table has, what it has not, and how many of those were removed before.
+) -> tuple[Hits, Targets, tuple[Wanted, ...]]:
+    """What the table has, what was removed from it before, and what it does not know.
 
     Raises ShoalError where there is nothing to do.
     """
@@ -246,14 +247,14 @@ def _looked(
     samples = table.samples
     hits = find(samples, asked if earlier is None else asked | earlier.asked, frozenset(), on_progress)
     missing = asked.missing_from(hits.found if earlier is None else hits.found | earlier.found)
-    before = removed_before(samples, {key for _, key in missing})
-    unknown = tuple(wanted for wanted in missing if wanted[1] not in before)
+    before = removed_before(samples, missing)
+    unknown = tuple(Targets.of(missing).missing_from(before))
     if not hits.files and earlier is None and not before:
         raise ShoalError(
             f"None of the {len(asked):,} keys is in the table at {table.path}, first {unknown[0][1]!r}; nothing was "
             "changed: `shoal remove` takes keys as the table's column `key` has them."
         )
-    return hits, unknown, len(missing) - len(unknown)
+    return hits, before, unknown
 
 
 def _succeeds(other: Generation, newest: Generation) -> bool:

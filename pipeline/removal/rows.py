@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from pipeline.ingest.names import split_name
 from pipeline.progress import Progress
-from pipeline.removal.targets import Targets
+from pipeline.removal.targets import Targets, Wanted
 from pipeline.tables.delta import WrittenFile
 from pipeline.tables.samples import SampleFile, SamplesTable
 from pipeline.tables.schema import OK, REJECTED, REMOVED, Reason
@@ -104,10 +104,18 @@ def replace(samples: SamplesTable, hits: Hits, targets: Targets, on_progress: Pr
         raise
 
 
-def removed_before(samples: SamplesTable, keys: Iterable[str]) -> set[str]:
-    """Those of the keys that have a mark."""
-    marks = {mark for file in samples.files(REMOVED) for mark in samples.read(file, ["key"])["key"].to_pylist()}
-    return {key for key in keys if mark_of(key) in marks} if marks else set()
+def removed_before(samples: SamplesTable, missing: Sequence[Wanted]) -> Targets:
+    """Those that have a mark, by the shard of the mark."""
+    files = samples.files(REMOVED)
+    asked = Targets.of(missing)
+    key_of = {mark_of(key): key for _, key in missing} if files else {}
+    marked = [
+        (file.shard, key_of[mark])
+        for file in files
+        for mark in samples.read(file, ["key"])["key"].to_pylist()
+        if mark in key_of
+    ]
+    return Targets.of((shard, key) for shard, key in marked if asked.are_in(shard, [key]).any())
 
 
 def _is_near(file: SampleFile, status: str, targets: Targets) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+from safetensors.numpy import load
 
 from pipeline.tables.place import Place, children, opened, place, remove_tree, write_whole
 from pipeline.tables.schema import TableError
@@ -132,13 +133,14 @@ class ArtifactStore:
     def _put(self, kind: str, stored: Mapping[str, Any], packed: bytes) -> Artifact:
         final = self.path(kind, stored["digest"])
         try:
-            if not (final / MANIFEST).is_file():
-                final.mkdir(parents=True, exist_ok=True)
-                write_whole(final / TENSORS, packed)
-                write_whole(final / MANIFEST, f"{json.dumps(stored, indent=2)}\n".encode())
+            if (final / MANIFEST).is_file():
+                return read_artifact(final)
+            final.mkdir(parents=True, exist_ok=True)
+            write_whole(final / TENSORS, packed)
+            write_whole(final / MANIFEST, f"{json.dumps(stored, indent=2)}\n".encode())
         except OSError as error:
             raise TableError(f"Artifact {final} cannot be written ({error}); check the folder.") from error
-        return read_artifact(final)
+        return Artifact(kind, stored["digest"], stored["manifest"], load(packed))
 
 
 def read_artifact(path: str | Place, only: Wanted | None = None) -> Artifact:

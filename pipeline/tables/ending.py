@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import pyarrow as pa
 
@@ -92,8 +93,8 @@ def _restore(table: Delta, own: Sequence[WrittenFile], generation: int) -> None:
 
 
 def _end(tables: Tables, generations: GenerationsTable, numbers: Collection[int], since: int) -> EndedFiles:
-    following = generations.next  # first: what is published after this look counts as under way
-    version, published = generations.version, generations.read()
+    version = generations.version  # first: whatever happens after this look is noticed by it
+    following, published = generations.next, generations.read()
     future = sorted(number for number in numbers if not 1 <= number < following)
     if future:
         raise TableError(
@@ -127,11 +128,11 @@ class _Work:
     numbers: frozenset[int]
     seen: dict[tuple[str, int], list[WrittenFile]] = field(default_factory=dict)  # by table and version
 
-    @property
+    @cached_property
     def ending(self) -> tuple[int, ...]:
         return tuple(each.generation for each in self.published if each.generation in self.numbers)
 
-    @property
+    @cached_property
     def remaining(self) -> dict[int, Generation]:
         return {each.generation: each for each in self.published if each.generation not in self.numbers}
 

@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -233,50 +232,54 @@ def test_a_table_may_lose_every_row(table: Collection) -> None:
 
 
 CHILD = """
-import sys
+import os, signal, sys
 from pipeline.removal.remove import remove
-from pipeline.tables.clusterings import Publication
 from pipeline.tables.collection import Collection
-from pipeline.tables.delta import conform
-table, keys = Collection.open(sys.argv[1]), [(None, key) for key in sys.argv[2:]]
-table.samples.version  # what is loaded late is loaded now
-print("ready", flush=True)
-remove(table, keys)
+
+table, last, calls = Collection.open(sys.argv[1]), int(sys.argv[2]), 0
+
+def count(frame, event, argument):
+    global calls
+    if event == "call" and "/pipeline/" in frame.f_code.co_filename:
+        calls += 1
+        if calls == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.setprofile(count)
+remove(table, [(None, key) for key in sys.argv[3:]])
+sys.setprofile(None)
+print(calls)
 """
 
 
-def _killed_after(seconds: float | None, table: Collection, keys: Keys) -> float:
-    """Remove in another process, which is killed some time after it began; returns the seconds that it had."""
-    command = [sys.executable, "-c", CHILD, str(table.path), *keys]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"ready\n"
-        began = time.monotonic()
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(seconds)
-        child.kill()
-    return time.monotonic() - began
+def _removed_elsewhere(table: Collection, keys: Keys, last: int) -> subprocess.CompletedProcess[bytes]:
+    """Remove in another process, which is killed at the call number `last` of a function of ours."""
+    command = [sys.executable, "-c", CHILD, str(table.path), str(last), *keys]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, env=environment, check=False, timeout=300)
 
 
 @pytest.mark.slow
 def test_a_process_killed_at_any_moment_leaves_whole_generations_and_is_completed(built: Path, tmp_path: Path) -> None:
-    unfinished = 0
-    whole_s = None
-    for attempt in range(9):
+    kills, calls = 6, 0
+    for attempt in range(kills + 1):
         shutil.copytree(built.parent, tmp_path / f"{attempt}")
         table = Collection.open(tmp_path / f"{attempt}")
         before, labels = Rows.of(table), assigned(table)
         keys = _taken(table, before)
-        taken_s = _killed_after(None if whole_s is None else whole_s * (attempt - 0.5) / 8, table, keys)
-        whole_s = whole_s or taken_s
-        seen = assigned(table)
-        assert all(labels[name][number] == each for name in seen for number, each in seen[name].items() if number < 3)
-        if Journal(table).read() is not None:
-            unfinished += 1
-        remove(table, [(None, key) for key in keys])
+        done = _removed_elsewhere(table, keys, last=calls * attempt // (kills + 1))
+        if attempt == 0:
+            assert done.returncode == 0, done.stderr
+            calls = int(done.stdout)
+        else:
+            assert done.returncode == -signal.SIGKILL
+            seen = assigned(table)
+            assert all(
+                labels[name][number] == each for name in seen for number, each in seen[name].items() if number < 3
+            )
+            remove(table, [(None, key) for key in keys])
         _check(table, before, labels, keys)
         shutil.rmtree(tmp_path / f"{attempt}")
-    assert unfinished >= 4
 
 
 @pytest.mark.slow

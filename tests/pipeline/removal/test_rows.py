@@ -88,7 +88,8 @@ def test_a_shard_without_a_row_left_is_done_all_the_same_and_its_marks_are_one_f
     assert rows["key"].to_pylist() == [mark_of("k1"), mark_of("k2")]
     assert set(rows["reason"].to_pylist()) == {Reason.removed}
     assert all(rows[name].null_count == 2 for name in ("offset", "size", "label", "embedding", "detail"))
-    assert removed_before(samples, ["k1", "k3", "k2"]) == {"k1", "k2"}
+    missing = [(None, "k1"), (None, "k3"), ("/t", "k2"), ("/s", "k2")]
+    assert list(removed_before(samples, missing)) == [("/t", "k1"), ("/t", "k2")]
     with pytest.raises(TableError, match="/t"):
         samples.commit([_rows(samples, "/t", range(1, 3))])
 

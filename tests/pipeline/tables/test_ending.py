@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -194,8 +194,9 @@ def _break_off(patch: pytest.MonkeyPatch, stop: int) -> list[str]:
     return steps
 
 
+@pytest.mark.parametrize("stops", [(1, 4, 7), pytest.param(range(8), marks=pytest.mark.slow)])
 def test_an_end_that_breaks_off_anywhere_is_finished_by_the_next(
-    clustering: Clustering, filled: SamplesTable, publish: Publish, tmp_path: Path
+    clustering: Clustering, filled: SamplesTable, publish: Publish, tmp_path: Path, stops: Sequence[int]
 ) -> None:
     publish(clustering, 7)
     publish(clustering, 8, shards="b", parent=1)
@@ -204,7 +205,7 @@ def test_an_end_that_breaks_off_anywhere_is_finished_by_the_next(
     before = _content(clustering, filled)
     clustering.end([1, 2])
     expected = (_content(clustering, filled), _rows_on_disk(clustering), clustering.lineage().to_pylist())
-    for stop in range(8):
+    for stop in stops:
         shutil.rmtree(clustering.path)
         shutil.copytree(tmp_path / "as it was", clustering.path)
         again = Clustering(clustering.path)
