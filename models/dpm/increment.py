@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,7 +31,6 @@ from models.increment import Held, Refinement
 from models.moments import Moments
 from models.neighbors import nearest
 
-_BLOCK_ROWS = 16_384
 _HOPELESS = 1.0  # nats per row that a merge costs, beyond which it is not worth telling
 _SEEN = 64  # rows in which a newborn is looked at when components are grouped, though the sample have fewer
 _FOLLOWED = 0.01  # of a component's older rows: more than that in a newborn, and the others are to be read
@@ -92,11 +92,11 @@ class _Refining:
         base = minus(
             stats.sets, counted_sets(population.prior, held.x_ND, held.component_N, held.weight_N, len(population))
         )
-        near = [_nearest(model, x_nD) for x_nD in held.x_ND.split(_BLOCK_ROWS)]
+        near_NC = torch.cat([_nearest(model, x_nD) for x_nD in held.x_ND.split(GROUP_ROWS)])
         rows = (held.x_ND, held.weight_N.clone(), held.component_N)
         parts = (model.config, population.prior, population.concentration)
         own = Moments(*(each.clone() for each in base.tensors().values()))
-        settling = Settling.of(rows, own, torch.cat(near) if near else torch.empty(0, 1, dtype=torch.int64), parts)
+        settling = Settling.of(rows, own, near_NC, parts)
         return _Refining(
             model,
             held,
@@ -133,8 +133,19 @@ class _Refining:
             self.worth = undone(settling, self.old, least)
             if int((settling.held.count_K > 0).sum()) < before:
                 settling.settle()
+        self._empty()
         self._follow()
         self._name()
+
+    def _empty(self) -> None:
+        """Let the rows of components all of whose few rows are at hand go to their next best."""
+        settling, least = self.settling, self.model.config.min_size
+        small_K = (settling.base.count_K <= EMPTY) & (settling.count_K < least) & (settling.count_K > EMPTY)
+        for k in torch.nonzero(small_K).flatten().tolist():
+            row_n = torch.nonzero(settling.label_N == k).flatten()
+            joint_nC = settling.log_joint()[row_n].masked_fill(settling.near_NC[row_n] == k, -torch.inf)
+            if bool(joint_nC.amax(dim=1).isfinite().all()):
+                settling.move(row_n, settling.near_NC[row_n, joint_nC.argmax(dim=1)])
 
     def _follow(self) -> None:
         """Components from which older rows at hand went to a newborn: others may want to follow."""
@@ -151,17 +162,16 @@ class _Refining:
         for k in range(self.old, len(self.settling)):
             if float(self.settling.count_K[k]) > EMPTY:
                 self.id_of[k], next_id = next_id, next_id + 1
-        for kind, proposals in (("birth", self.births), ("split", self.splits)):
-            for each in proposals:
-                self.moves.append(self._told(kind, each))
+        self.moves += [self._told("birth", each) for each in self.births]
+        self.moves += [self._told("split", each) for each in self.splits]
 
-    def _told(self, kind: str, each: Proposal) -> Move:
-        parent, rows = self.id_of.get(each.parent, -1), f"{each.rows} rows at hand"
+    def _told(self, kind: Literal["birth", "split"], each: Proposal) -> Move:
+        parent, rows = self.id_of[each.parent], f"{each.rows} rows at hand"
         if each.child in self.id_of:
             ratio = self.worth.get(each.child, each.log_ratio) if kind == "birth" else each.log_ratio
-            return Move(kind, (parent, self.id_of[each.child]), ratio, True, f"{rows} are likelier apart")  # type: ignore[arg-type]
+            return Move(kind, (parent, self.id_of[each.child]), ratio, True, f"{rows} are likelier apart")
         why = f"{rows} are likelier inside" if each.child < 0 else f"{rows} were likelier apart, but others took them"
-        return Move(kind, (parent,), each.log_ratio, False, why)  # type: ignore[arg-type]
+        return Move(kind, (parent,), each.log_ratio, False, why)
 
     def merge(self) -> None:
         """Merge what is likelier as one, where one of a pair has changed."""
@@ -207,15 +217,8 @@ class _Refining:
         self.heir.update(dict.fromkeys(others, first))
 
     def bury(self) -> None:
-        """End components without rows, and those all of whose few rows are at hand."""
-        settling, least = self.settling, self.model.config.min_size
-        small_K = (settling.base.count_K <= EMPTY) & (settling.count_K < least) & (settling.count_K > EMPTY)
-        for k in torch.nonzero(small_K).flatten().tolist():
-            joint_NC = settling.log_joint()
-            row_n = torch.nonzero(settling.label_N == k).flatten()
-            joint_nC = joint_NC[row_n].masked_fill(settling.near_NC[row_n] == k, -torch.inf)
-            if bool(joint_nC.amax(dim=1).isfinite().all()):
-                settling.move(row_n, settling.near_NC[row_n, joint_nC.argmax(dim=1)])
+        """End components without rows, each with an heir: fading may have left it rows that count for nothing."""
+        settling = self.settling
         living = torch.nonzero(settling.count_K > EMPTY).flatten()
         for k in range(self.old):
             if k in self.heir or float(settling.count_K[k]) > EMPTY:

@@ -18,8 +18,6 @@ from pipeline.recluster.arrive import index_of
 from pipeline.recluster.work import Arrived, Decision, Work
 from pipeline.tables.samples import SampleFile
 
-_COLUMNS = ["cluster", "component"]
-
 
 @dataclass(frozen=True)
 class Places:
@@ -66,14 +64,14 @@ def _chosen(work: Work, decision: Decision) -> list[tuple[SampleFile, np.ndarray
     """
     if not decision.touched and not decision.drift.overall.is_novel:
         return []
-    touched = np.array(decision.touched, np.int64)
+    model, touched = work.labeller.model, np.array(decision.touched, np.int64)
     settled = {file.path for file in work.table.samples.files(version=work.memory.made)}
     found = []
     for order, file in enumerate(work.delta.same):
         recent = file.path not in settled
-        columns = [*_COLUMNS, "score"] if recent else _COLUMNS
+        columns = ["component", "score"] if recent else ["component"]
         labels = work.clustering.read_assignments(work.before, file, columns=columns)
-        cluster_N = labels["cluster"].to_numpy()
+        cluster_N = model.id_K[index_of(model.component_K, labels["component"].to_numpy())].numpy()
         wanted_N = np.isin(cluster_N, touched)
         if recent:
             score_N = _tensor(labels["score"].to_numpy())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from pipeline.recluster.tune import tuned
 from pipeline.recluster.work import Arrived, Decision, Work
 from pipeline.tables.clusterings import Generation, Publication
 from pipeline.tables.delta import WrittenFile
+from pipeline.tables.schema import TableError
 
 _CLUSTERS_TOLD = 200  # whose drift is stored with a generation
 
@@ -199,8 +201,11 @@ class Publisher:
     def _retain(self) -> None:
         keep = self.work.config.keep_generations
         if keep is not None:
-            self.work.clustering.retain(keep)
-            self.work.table.sweep_artifacts()
+            try:
+                self.work.clustering.retain(keep)
+                self.work.table.sweep_artifacts()
+            except TableError as error:  # the generation is there; the next recluster ends what is too old
+                warnings.warn(f"Older generations were not ended: {error}", stacklevel=2)
 
     def _evidence(self, events: Mapping[str, int]) -> dict[str, Any]:
         drift = self.chosen.drift.as_json()

@@ -1,7 +1,7 @@
 """Labels after a refinement, everywhere: files in which a row changed are written anew, and sizes and medoids follow.
 
 A row that was not read changes by rule only: its component has an heir, or belongs to another cluster now. So of files
-without such rows nothing but two columns of numbers is read. Shapes: N rows of a file, n of them read.
+without such rows nothing but one column of numbers is read. Shapes: N rows of a file, n of them read.
 """
 
 from __future__ import annotations
@@ -58,16 +58,22 @@ class Names:
     """What becomes of the label of a row that was not read."""
 
     before: Tensor  # stable component ids, ascending
+    was: Tensor  # the cluster that each belonged to
     component: Tensor  # stable id of each one's heir, or itself
     cluster: Tensor  # the cluster that this belongs to now
 
     @staticmethod
     def of(old: Clusterer, new: Clusterer, heir: dict[int, int]) -> Names:
         """From two models and the heirs of components that are gone."""
-        before = old.component_K.sort().values
+        before, order = old.component_K.sort()
         component = torch.tensor([heir.get(each, each) for each in before.tolist()], dtype=torch.int64)
         index = index_of(new.component_K, component.numpy())
-        return Names(before, component, torch.where(index == NOISE, NOISE, new.id_K[index]))
+        return Names(before, old.id_K[order], component, torch.where(index == NOISE, NOISE, new.id_K[index]))
+
+    def clusters(self, stored_N: np.ndarray) -> np.ndarray:
+        """Cluster, before, of rows that were in these components."""
+        found_N: np.ndarray = self.was[index_of(self.before, stored_N)].numpy()
+        return found_N
 
     def after(self, stored_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Component and cluster of rows that were in these components."""
@@ -89,16 +95,16 @@ class _Relabelling:
 
     def file(self, file: SampleFile, written: WrittenFile | None) -> None:
         """One file: of the generation before, or `written` for rows that arrived."""
-        stored = self._labels(file, written, ["cluster", "component"])
-        was_N, anew = stored["cluster"].to_numpy(), self.read.get(file.path)
-        component_N, cluster_N = (np.array(each) for each in self.names.after(stored["component"].to_numpy()))
+        stored_N = self._labels(file, written, ["component"])["component"].to_numpy()
+        was_N, anew = self.names.clusters(stored_N), self.read.get(file.path)
+        component_N, cluster_N = (np.array(each) for each in self.names.after(stored_N))
         if anew is not None:
             component_N[anew.row_n] = self.refined.model.component_K[anew.found.component_N].numpy()
             cluster_N[anew.row_n] = anew.found.cluster_N.numpy()
         before_N = was_N if written is None else _before(self.work, file)
         self.refined.shared.append(overlap(before_N, cluster_N))
         self._count(cluster_N)
-        changed_N = (was_N != cluster_N) | (stored["component"].to_numpy() != component_N)
+        changed_N = (was_N != cluster_N) | (stored_N != component_N)
         if not changed_N.any() and (written is None or anew is None):
             self._keep(file, written)
         else:

@@ -16,7 +16,7 @@ from pipeline.removal.traces import delete_beside, sweep_artifacts, sweep_data_f
 from pipeline.tables.clusterings import Generation
 from pipeline.tables.collection import Collection
 from pipeline.tables.place import Place, children
-from pipeline.tables.samples import SampleFile
+from pipeline.tables.samples import SampleFile, SamplesTable
 from pipeline.tables.schema import OK, REJECTED
 
 RELEASE = ("take_rows_out", "publish_without", "end_generations")  # until no reader needs the rows
@@ -34,7 +34,7 @@ class Preview:
     shards: int
     unknown: tuple[Wanted, ...]  # not in the table, now or before
     removed_before: int  # samples
-    ending: dict[str, list[int]]  # generations that hold images, by clustering
+    ending: dict[str, list[int]]  # generations that name their rows, by clustering
     unfinished: int  # keys of a removal that was stopped
 
 
@@ -178,9 +178,10 @@ class _Removal:
     def scrub_logs(self) -> None:
         """Statistics in the logs have smallest and largest keys."""
         keys = frozenset[str]().union(*self.entry.found.in_shard.values())
-        self.samples.scrub(keys, self._whole_versions())
-        for name in self._names():
-            self.table.clustering(name).scrub(keys)
+        clusterings = [self.table.clustering(name) for name in self._names()]
+        self.samples.scrub(keys, {each.samples_version for one in clusterings for each in one.generations()})
+        for clustering in clusterings:
+            clustering.scrub(keys)
 
     def delete_traces(self) -> None:
         """Checkpoints of fits that were stopped hold rows, and a report shows them."""
@@ -206,23 +207,10 @@ class _Removal:
         """By clustering, generations that name data files which were replaced for these rows."""
         return _naming(self.table, self._is_gone())
 
-    def _whole_versions(self) -> set[int]:
-        """Versions of the samples table that generations name, of which no file was replaced for these rows."""
-        is_stale = self._is_stale()
-        generations = [each for name in self._names() for each in self.table.clustering(name).generations()]
-        return {version for version in {each.samples_version for each in generations} if not is_stale(version)}
-
     def _is_stale(self) -> Callable[[int], bool]:
         """Whether a file of a version of the samples table was replaced for these rows."""
-        is_gone, newest = self._is_gone(), self.samples.version
-
-        @cache
-        def is_stale(version: int) -> bool:
-            if version > newest:  # of another table's artifact
-                return False
-            return any(is_gone(file) for files in self.samples.files_by_status(version).values() for file in files)
-
-        return is_stale
+        stale, newest = _naming_one(self.samples, self._is_gone()), self.samples.version
+        return lambda version: version <= newest and stale(version)  # a later one is of another table's artifact
 
     def _is_gone(self) -> Callable[[SampleFile], bool]:
         """Whether a data file was replaced for these rows."""
@@ -263,15 +251,18 @@ def _succeeds(other: Generation, newest: Generation) -> bool:
 
 
 def _naming(table: Collection, is_gone: Callable[[SampleFile], bool]) -> dict[str, list[Generation]]:
-    """By clustering, the generations that name one of such `ok` files, oldest first; from the logs."""
-    samples = table.samples
-
-    @cache
-    def names_one(version: int) -> bool:
-        return any(map(is_gone, samples.files(version=version)))
-
+    """By clustering, the generations whose version of the samples has such a file, oldest first; from the logs."""
+    has_one = _naming_one(table.samples, is_gone)
     found = {
-        name: [each for each in table.clustering(name).generations() if names_one(each.samples_version)]
+        name: [each for each in table.clustering(name).generations() if has_one(each.samples_version)]
         for name in table.clusterings()
     }
     return {name: generations for name, generations in found.items() if generations}
+
+
+def _naming_one(samples: SamplesTable, is_gone: Callable[[SampleFile], bool]) -> Callable[[int], bool]:
+    @cache
+    def has_one(version: int) -> bool:
+        return any(is_gone(file) for files in samples.files_by_status(version).values() for file in files)
+
+    return has_one

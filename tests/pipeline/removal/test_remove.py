@@ -124,8 +124,40 @@ def test_nothing_on_disk_tells_of_a_removed_sample(table: Collection) -> None:
     samples = table.samples
     assert samples.count(REMOVED) == images + found.rejects
     assert samples.count() + samples.count(REJECTED) + samples.count(REMOVED) == 160
-    again = remove(table, [(None, key) for key in keys])
-    assert (again.removed_before, again.images) == (len(keys), 0)
+    _leave_traces(table)  # without rows that went
+    again = remove(table, [(None, key) for key in keys], beside=_beside(table))
+    assert (again.removed_before, again.images, again.ended, again.shards) == (len(keys), 0, {}, summary.shards)
+
+
+@pytest.mark.slow
+def test_what_a_fit_that_had_begun_before_leaves_behind_goes_with_the_same_command(
+    table: Collection, tmp_path: Path
+) -> None:
+    before, labels = Rows.of(table), assigned(table)
+    keys = _taken(table, before)
+    folder = Path(str(table.path))
+    shutil.copytree(folder / "artifacts", tmp_path / "artifacts")
+    stopped = next((folder / "unfinished").rglob("*.safetensors"))
+    shutil.copytree(folder / "unfinished", tmp_path / "unfinished")
+    remove(table, [(None, key) for key in keys], beside=_beside(table))
+    assert not stopped.exists()
+    for part in ("artifacts", "unfinished"):
+        shutil.copytree(tmp_path / part, folder / part, dirs_exist_ok=True)
+    assert traces(folder, before, keys)
+    remove(table, [(None, key) for key in keys])
+    _check(table, before, labels, keys)
+
+
+@pytest.mark.slow
+def test_a_reject_goes_too_and_reports_can_be_made(table: Collection) -> None:
+    before, labels = Rows.of(table), assigned(table)
+    row = next(row for row in table.samples.rejects().to_pylist() if row["key"] not in before.x)
+    summary = remove(table, [(row["shard"], row["key"])], beside=_beside(table))
+    assert (summary.images, summary.rejects) == (0, 1)
+    _check(table, before, labels, [row["key"]])
+    for name in table.clusterings():
+        for each in table.clustering(name).generations():
+            assert row["key"] not in table.samples.rejects(each.samples_version)["key"].to_pylist()
 
 
 @pytest.mark.parametrize("after", [False, True])
