@@ -39,9 +39,12 @@ _FOLLOWED = 0.01  # of a component's older rows: more than that in a newborn, an
 def refined(model: DPM, held: Held, stats: DPMStats, sample_MD: Tensor, rng: torch.Generator) -> Refinement:
     """The mixture after the rows at hand have settled in it; see `Refinable`.
 
-    The prior and the concentration stay what they are. The order of rows does not matter.
+    The prior and the concentration stay what they are. The order of rows does not matter. Raises ShoalError when no row
+    is left.
     """
     model, stats = model.plain(stats)
+    if not bool((stats.sets.count_K > EMPTY).any()):
+        raise _nothing_left()
     order_N = torch.argsort(held.row_N, stable=True)
     work = _Refining.of(model, held[order_N], stats)
     work.bear(rng)
@@ -60,11 +63,15 @@ def remade(model: DPM, stats: DPMStats) -> DPM:
     model, stats = model.plain(stats)
     living = torch.nonzero(stats.sets.count_K > EMPTY).flatten()
     if len(living) == 0:
-        raise ShoalError("None of the rows that the mixture describes is left; fit it again when there are rows.")
+        raise _nothing_left()
     old = model.population
     entries = [_entry(old, k, stats.sets.one(k)) for k in living.tolist()]
     cluster_K = None if model.cluster_K is None else model.cluster_K[living]
     return replace(model, population=_population(model, entries, old.next_id, stats.sets[living]), cluster_K=cluster_K)
+
+
+def _nothing_left() -> ShoalError:
+    return ShoalError("None of the rows that the mixture describes is left; fit it again when there are rows.")
 
 
 @dataclass
@@ -236,8 +243,9 @@ class _Refining:
         living = torch.nonzero(settling.count_K > EMPTY).flatten()
         place_K = torch.full((len(settling),), -1)
         place_K[living] = torch.arange(len(living))
-        label_N = place_K[settling.label_N]
-        stats = self._stats(label_N, place_K, len(living))
+        home_K = place_K[[self._last(k) for k in range(len(settling))]].clamp_min(0)
+        label_N = home_K[settling.label_N]  # rows faded to nothing may be where a component has ended
+        stats = self._stats(label_N, home_K[: self.old], len(living))
         entries = [self._entered(k) for k in living.tolist()]
         next_id = max([old.next_id, self.model.next_id, *(identity + 1 for identity in self.id_of.values())])
         population = _population(self.model, entries, next_id, stats.sets)
@@ -296,13 +304,12 @@ class _Refining:
             return replace(entry, axis=0, tried=float(whole.count_K[0]))
         return entry
 
-    def _stats(self, label_N: Tensor, place_K: Tensor, count: int) -> DPMStats:
+    def _stats(self, label_N: Tensor, home_K: Tensor, count: int) -> DPMStats:
         """Rows at hand where they are now, the others where they were or with their heirs."""
         prior, held = self.model.population.prior, self.held
         sets = counted_sets(prior, held.x_ND, label_N, held.weight_N, count)
-        target_K = place_K[[self._last(k) for k in range(self.old)]]
         for total, part in zip(sets.tensors().values(), self.base.tensors().values(), strict=True):
-            total.index_add_(0, target_K, part)
+            total.index_add_(0, home_K, part)
         return DPMStats(sets, torch.full((count,), torch.nan, dtype=torch.float64))
 
 

@@ -212,6 +212,21 @@ def test_a_component_whose_rows_have_left_dies() -> None:
     assert model.mstep(stats).id_K.tolist() == [0, 2]
     with pytest.raises(ShoalError, match="is left"):
         model.mstep(scaled(stats, 0.0))
+    with pytest.raises(ShoalError, match="is left"):
+        _refined(model, _held(torch.empty(0, 3), torch.empty(0, dtype=torch.int64)), scaled(stats, 0.0))
+
+
+def test_rows_that_faded_to_nothing_are_with_the_heir_of_their_component() -> None:
+    x_ND, label_N = _clouds(900, 3)
+    model = _model(x_ND, label_N)
+    third_n = torch.nonzero(label_N == 2).flatten()
+    held = replace(_held(x_ND[third_n[:9]], torch.full((9,), 2), new=False), weight_N=torch.full((9,), 1e-12).double())
+    faded = model.counted(x_ND, label_N, torch.where(label_N == 2, 1e-12, 1.0).double())
+    found = _refined(model, held, faded)
+    assert _population(found).component_K.tolist() == [0, 1]
+    assert found.heir[2] in (0, 1)
+    assert found.component_N.unique().numel() == 1
+    assert found.stats.sets.count_K.sum() == pytest.approx(600)
 
 
 def test_few_rows_all_of_them_at_hand_go_to_their_next_best() -> None:
