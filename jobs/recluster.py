@@ -38,7 +38,8 @@ class Recluster:
         arrived, gone = (sum(file.rows for file in files) for files in (added, removed))
         mode = self.config.recluster.mode
         what = f"{arrived:,} rows of {len(added):,} new files, {gone:,} of removed ones: {clustering.name}, mode {mode}"
-        return [Step("recluster", what, State.TO_DO if added or removed else State.DONE)]
+        to_do = bool(added or removed) or mode in ("refine", "refit")
+        return [Step("recluster", what, State.TO_DO if to_do else State.DONE)]
 
     def run(self, on_progress: Progress) -> Figures:
         """Raises ShoalError if there is no such clustering, or somebody else published meanwhile."""
@@ -46,7 +47,7 @@ class Recluster:
         table = Collection.open(self.table)
         name = choose(table, self.name, self.config)
         with local_ray(self.config.ray, needed=self.config.cluster.workers > 1):
-            summary = recluster(table, self.config.recluster, name, on_progress)
+            summary = recluster(table, self.config.recluster, name, on_progress, self.config.cluster)
             clustering = table.clustering(summary.name)
             publish_gauges(clustering, summary.generation)
         if self.metrics is not None:

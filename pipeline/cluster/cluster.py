@@ -141,7 +141,8 @@ def _publish(context: _Context, reduction: Reduction, fit: Fit) -> Generation:
     context.clock.append(time.perf_counter())
     begin, reduced, fit_end, end = context.clock
     seconds = {"reduce": reduced - begin, "fit": fit_end - reduced, "assign": end - fit_end}
-    evidence = {"seconds": {step: round(value, 3) for step, value in seconds.items()}}
+    evidence: dict[str, Any] = {"next_id": fit.model.next_id}
+    evidence |= {"seconds": {step: round(value, 3) for step, value in seconds.items()}}
     record = Publication(
         samples_version=context.version,
         artifact=artifact.digest,

@@ -44,6 +44,18 @@ class ClusterConfig(Config):
         return self.train.workers if self.trained else self.fit.workers
 
 
+def with_resources(config: ClusterConfig, resources: ClusterConfig | None) -> ClusterConfig:
+    """The same settings with the workers, threads and memory of another's: what a result does not depend on."""
+    if resources is None:
+        return config
+    parts = {}
+    for name in ("fit", "train"):
+        own, other = getattr(config, name), getattr(resources, name)
+        free = {field: getattr(other, field) for field in type(own).model_fields if field not in own.outcome}
+        parts[name] = own.model_copy(update=free)
+    return config.model_copy(update=parts | {"memory_ceiling_bytes": resources.memory_ceiling_bytes})
+
+
 def digest(config: ClusterConfig) -> str:
     """SHA-256 of the settings that the result depends on, as canonical JSON."""
     settings = {

@@ -17,6 +17,7 @@ from torch import Tensor
 from models.clusterer import NOISE, Assignment, Clusterer, Stats
 from models.drift import Arrivals
 from models.identity import Overlap, overlap, summed
+from pipeline.cluster.before import Before
 from pipeline.cluster.fitted import Fitted
 from pipeline.cluster.memory import Memory, Part, Sample, nothing
 from pipeline.cluster.rows import as_tensor, row_hashes
@@ -74,6 +75,15 @@ class Gathered:
         self.sample = self.sample + Sample(rows.x_ND[kept], rows.row_N[kept])
         self.rows += len(rows.row_N)
 
+    def count(self, rows: Rows, component_N: Tensor) -> None:
+        """Count rows that were there before under the components that they have: no arrivals, nothing for the sample
+        unless all rows are counted anew.
+        """
+        self.stats += stats_of(self.model, rows, component_N)
+        if self.memory is None:
+            self.sample = self.sample + Sample(rows.x_ND, rows.row_N)
+            self.rows += len(rows.row_N)
+
     @property
     def part(self) -> Part:
         """So far."""
@@ -100,12 +110,14 @@ def label_files(
     on_progress: Progress,
     against: Against = NOTHING,
 ) -> Labelled:
-    """Write assignments of `files`, unseen until published. Memory is one data file, and statistics."""
+    """Write assignments of `files`, unseen until published. Memory is one data file, and statistics.
+
+    Compared with a generation, `files` are all of a version: samples that are in other files now are found by key.
+    """
     written: list[tuple[SampleFile, WrittenFile]] = []
     tally, gathered = Tally(), Gathered(fitted.model, against.memory)
-    shared: list[Overlap] = []
-    before = against.generation
-    known = set() if before is None else set(samples.files(version=before.samples_version))
+    shared = summed([])
+    before = None if against.generation is None else Before(samples, clustering, against.generation, files)
     for done, file in enumerate(files):
         rows = read_rows(samples, file, fitted)
         found = fitted.assign(rows.x_ND)
@@ -113,14 +125,14 @@ def label_files(
         tally.add(assignments)
         gathered.add(rows, found)
         same = False
-        if before is not None and file in known:
-            old = clustering.read_assignments(before, file, columns=["cluster", "component"])
-            shared.append(overlap(old["cluster"].to_numpy(), found.cluster_N.numpy()))
-            same = against.named and old.equals(assignments.select(old.column_names))
+        if before is not None:
+            old = before.labels(file, rows.names)
+            shared = summed([shared, overlap(old["cluster"].to_numpy(), found.cluster_N.numpy())])
+            same = against.named and before.knows(file) and old.equals(assignments.select(old.column_names))
         if not same:
             written.append((file, clustering.write_assignments(assignments, file)))
         on_progress("assign", done + 1, len(files))
-    return Labelled(written, tally, gathered.part, summed(shared))
+    return Labelled(written, tally, gathered.part, shared)
 
 
 def read_rows(samples: SamplesTable, file: SampleFile, fitted: Fitted) -> Rows:

@@ -29,6 +29,7 @@ from pipeline.tables.artifacts import Artifact, ArtifactStore
 
 KIND = "statistics"
 SAMPLE_ROWS = 16_384
+FOLD_AFTER = 8  # statistics that are kept as differences before they are added up
 NO_ROWS = torch.empty(0, dtype=torch.int64)
 _STATS, _SAMPLE, _REFERENCE, _ARRIVALS = "stats.", "sample.", "reference.", "arrivals."
 
@@ -129,6 +130,18 @@ class Memory:
         """A uniform sample of all rows, likewise."""
         return self._whole_sample
 
+    @property
+    def bound(self) -> int | None:
+        """As `below`, of the sample as a whole: it may have been filled by what came later."""
+        bounds = [each for each in (self.below, self.sample().below) if each is not None]
+        return min(bounds, default=None)
+
+    def with_more(self, part: Part, decay: float = 1.0) -> Part:
+        """What is remembered and what came later, together."""
+        stats = folded(self.stats(), decay, part.stats)
+        sample = self.sample().without(part.gone_N) + part.sample
+        return Part(stats, sample, part.arrivals, self.rows + part.rows)
+
     @cached_property
     def _whole_stats(self) -> Stats:
         links = self._links(_STATS)
@@ -194,8 +207,14 @@ def without_trials(model: Clusterer) -> Clusterer:
     return model.plain(cast(DPMStats, nothing(model)))[0] if isinstance(model, DPM) else model
 
 
-def remember_more(memory: Memory, part: Part, facts: Facts, decay: float = 1.0) -> str:
-    """Store what rows that came later left behind, and that all the others are faded by `decay`; the digest."""
+def remember_more(memory: Memory, part: Part, facts: Facts, decay: float = 1.0, fold_after: int = FOLD_AFTER) -> str:
+    """Store what rows that came later left behind, and that all the others are faded by `decay`; the digest.
+
+    Every so often, and where rows went, all of it is added up and stored as a whole.
+    """
+    if memory.depth + 1 >= fold_after or len(part.gone_N):
+        whole = memory.with_more(part, decay)
+        return remember(memory.store, whole, memory.reference, facts, memory.bound)
     link = {"base": memory.digest, "decay": decay, "depth": memory.depth + 1, "below": memory.below}
     return _write(memory.store, part, memory.reference, facts, link)
 

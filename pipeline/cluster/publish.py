@@ -49,11 +49,12 @@ def first_events(tally: Tally, moves: Iterable[tuple[int, Move]]) -> list[Event]
     ]
 
 
-def events_between(old: Mapping[int, int], new: Mapping[int, int], overlap: Overlap) -> list[Event]:
-    """What became of clusters of these sizes, given the rows that each earlier one shares with each later one."""
+def events_between(old: Iterable[int], new: Mapping[int, int], overlap: Overlap) -> list[Event]:
+    """What became of these clusters, given the sizes of the later ones and the rows that each two share."""
     old_ids, new_ids, count_OC = among(old, new, overlap)
-    sizes = (np.array([of.get(int(each), 0) for each in ids], np.int64) for of, ids in ((old, old_ids), (new, new_ids)))
-    return events(old_ids, new_ids, count_OC, *sizes)
+    there_O = count_OC.sum(axis=1)  # rows of each that went since say nothing of what became of it
+    size_C = np.array([new.get(int(each), 0) for each in new_ids], np.int64)
+    return events(old_ids, new_ids, count_OC, there_O, size_C)
 
 
 def among(old: Iterable[int], new: Iterable[int], overlap: Overlap) -> Overlap:

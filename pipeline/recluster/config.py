@@ -30,7 +30,7 @@ class ReclusterConfig(Config):
     foreign: float = Field(
         0.2, gt=0, le=1, description="share of all rows that arrived with a low score at which a full fit is due"
     )
-    reread_rows: int = Field(65_536, ge=0, description="old rows that a refinement may read again, at least")
+    reread_rows: int = Field(32_768, ge=0, description="old rows that a refinement may read again, at least")
     reread_fraction: float = Field(0.05, ge=0, le=1, description="likewise, as a share of all rows; the larger counts")
     settle_fraction: float = Field(
         0.5, ge=0, le=1, description="share of all rows that splits may label anew; beyond, a full fit is due"

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from models.clusterer import Clusterer
 from models.drift import Drift, drift
 from pipeline.recluster.config import Mode
 from pipeline.recluster.work import Arrived, Decision, Work
@@ -44,9 +43,12 @@ def decide(work: Work, arrived: Arrived) -> Decision:
         "swollen": {"clusters": list(swollen)[:_WORST], "bar": config.swelling},
         "lost": {"value": max(arrived.lost.values(), default=0.0), "bar": config.lost},
     }
-    losers = _losers(work.labeller.model, arrived, config.lost)
+    losers = tuple(sorted(cluster for cluster, share in arrived.lost.items() if share > config.lost))
+    empty = tuple(sorted(set(arrived.lost) - set(arrived.tally.sizes)))
     mode, why = _verdict(work, found, tests, (swollen, losers))
     touched = tuple(sorted({*found.novel, *found.drifted, *swollen, *losers}))
+    if config.mode == "assign" and empty:  # a model that has a cluster without rows would call the next one born
+        return Decision("refine", f"{_named(empty)} has no row left", found, tests, touched)
     if config.mode != "auto":
         told = "" if config.mode == mode else f"; by itself it would {mode}: {why}"
         mode, why = config.mode, f"--mode {config.mode}{told}"
@@ -104,11 +106,6 @@ def _swollen(arrived: Arrived, share: float) -> tuple[int, ...]:
         if rows >= _FEW and rows >= share * before:
             found.append(cluster)
     return tuple(found)
-
-
-def _losers(model: Clusterer, arrived: Arrived, lost: float) -> tuple[int, ...]:
-    cluster = dict(zip(model.component_K.tolist(), model.id_K.tolist(), strict=True))
-    return tuple(sorted({cluster[component] for component, share in arrived.lost.items() if share > lost}))
 
 
 def _named(clusters: tuple[int, ...], most: int = 5) -> str:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from models.increment import Held
-from pipeline.cluster.label import read_rows
-from pipeline.recluster.arrive import index_of
+from pipeline.recluster.rows import index_of
 from pipeline.recluster.work import Arrived, Decision, Work
 from pipeline.tables.samples import SampleFile
 
@@ -41,15 +40,14 @@ def hold(work: Work, arrived: Arrived, decision: Decision) -> AtHand:
 
     At most max(`reread_rows`, `reread_fraction` of all) old rows are read, whole files at a time and one at least.
     """
-    weight = work.weight()
     parts: list[tuple[SampleFile, np.ndarray, Held]] = []
     for file, written in arrived.written:
         stored = work.clustering.read_written(written, columns=["component"])["component"].to_numpy()
-        row_n = np.flatnonzero([label is None for label in work.delta.carried(file)])
+        row_n = np.flatnonzero(work.delta.fresh(file))
         if len(row_n):
             parts.append(_part(work, file, row_n, stored[row_n], (1.0, True)))
     for file, row_n, stored_n, recent in _chosen(work, decision):
-        parts.append(_part(work, file, row_n, stored_n, (weight(file), recent)))
+        parts.append(_part(work, file, row_n, stored_n, (work.weight(file), recent)))
         work.on_progress("read again", len(parts), None)
     places, begin = {}, 0
     for file, row_n, _ in parts:
@@ -95,8 +93,7 @@ def _chosen(work: Work, decision: Decision) -> list[tuple[SampleFile, np.ndarray
 def _part(
     work: Work, file: SampleFile, row_n: np.ndarray, stored_n: np.ndarray, counts: tuple[float, bool]
 ) -> tuple[SampleFile, np.ndarray, Held]:
-    rows = read_rows(work.table.samples, file, work.labeller)
-    work.reading.add(file)
+    rows = work.rows(file)
     index_n = torch.from_numpy(row_n)
     component_n = index_of(work.labeller.model.component_K, stored_n)
     weight_n = torch.full((len(row_n),), counts[0], dtype=torch.float64)

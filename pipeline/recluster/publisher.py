@@ -14,10 +14,11 @@ import torch
 
 from models.clusterer import Clusterer, Move, Stats
 from models.deepdpm.model import DeepDPM
+from models.drift import Arrivals
 from models.identity import Event
-from models.increment import Held, folded
+from models.increment import Held
 from pipeline.cluster.cluster import Again, cluster
-from pipeline.cluster.config import digest
+from pipeline.cluster.config import ClusterConfig, digest, with_resources
 from pipeline.cluster.fitted import Fitted, write_model
 from pipeline.cluster.label import Against, label_files
 from pipeline.cluster.memory import Facts, Part, reference_of, remember, remember_more
@@ -76,18 +77,13 @@ class Publisher:
     chosen: Decision
     decision: str
     seconds: dict[str, float]
+    resources: ClusterConfig | None = None  # workers, threads and memory of a full fit
 
     def labels(self) -> ReclusterSummary:
         """The model as it is: labels of what arrived, and what these rows leave behind."""
         work, memory, part = self.work, self.work.memory, self.arrived.part
-        if memory.depth + 1 < work.config.fold_after:
-            statistics = remember_more(
-                memory, part, self._facts(memory.artifact.manifest["model"], memory.made), work.decay
-            )
-        else:
-            facts = self._facts(memory.artifact.manifest["model"], memory.made)
-            whole = replace(self._whole(), arrivals=part.arrivals)
-            statistics = remember(memory.store, whole, memory.reference, facts, memory.below)
+        facts = self._facts(memory.artifact.manifest["model"], memory.made)
+        statistics = remember_more(memory, part, facts, work.decay, work.config.fold_after)
         sizes = work.clustering.clusters(work.before)["cluster"].to_pylist()
         happened = nothing_happened(self.arrived.tally.sizes, sizes)
         files = [written for _, written in self.arrived.written]
@@ -107,7 +103,7 @@ class Publisher:
         reference = reference_of(refined.model, part.sample, refined.tally.sizes)
         facts = self._facts(artifact.digest, version)
         facts = facts if folds is None else replace(facts, folds=folds)
-        statistics = remember(work.memory.store, part, reference, facts, work.memory.below)
+        statistics = remember(work.memory.store, part, reference, facts, work.memory.bound)
         sizes = {row["cluster"]: row["size"] for row in work.clustering.clusters(work.before).to_pylist()}
         happened = events_between(sizes, refined.tally.sizes, refined.overlap)
         return self._publish(
@@ -159,18 +155,17 @@ class Publisher:
         work.clustering.discard_assignments([written for _, written in self.arrived.written])
         began = time.perf_counter()
         again = Again("refit", self._evidence({}))
-        found = cluster(work.table, work.labeller.config, work.clustering.name, work.on_progress, again=again)
+        config = with_resources(work.labeller.config, self.resources)
+        found = cluster(work.table, config, work.clustering.name, work.on_progress, again=again)
         seconds = self.seconds | found.seconds | {"refit": time.perf_counter() - began}
         events = Counter(work.clustering.events(found.generation)["event"].to_pylist())
         self._retain()
         return self._summary(found.generation, events, seconds=seconds, rewritten=len(work.delta.files))
 
-    def _whole(self, stats: Stats | None = None) -> Part:
+    def _whole(self, stats: Stats) -> Part:
         """What all rows leave behind, arrivals included, without those that went; no arrivals since."""
-        memory, part = self.work.memory, self.arrived.part
-        sample = memory.sample().without(part.gone_N) + part.sample
-        stats = stats or folded(memory.stats(), self.work.decay, part.stats)
-        return Part(stats, sample, type(part.arrivals).none(), memory.rows + part.rows)
+        whole = self.work.memory.with_more(self.arrived.part, self.work.decay)
+        return replace(whole, stats=stats, arrivals=Arrivals.none())
 
     def _facts(self, model: str, made: int) -> Facts:
         memory = self.work.memory
@@ -188,7 +183,7 @@ class Publisher:
             config_digest=digest(work.labeller.config),
             parent=work.before.generation,
             decision=self.decision,
-            evidence=json.dumps(self._evidence(events)),
+            evidence=json.dumps(self._evidence(events, found.model.next_id)),
         )
         clusters = cluster_table(self.number, found.tally, found.events, ratios(moves, found.model))
         generation = work.clustering.publish(
@@ -207,7 +202,7 @@ class Publisher:
             except TableError as error:  # the generation is there; the next recluster ends what is too old
                 warnings.warn(f"Older generations were not ended: {error}", stacklevel=2)
 
-    def _evidence(self, events: Mapping[str, int]) -> dict[str, Any]:
+    def _evidence(self, events: Mapping[str, int], next_id: int | None = None) -> dict[str, Any]:
         drift = self.chosen.drift.as_json()
         worst = sorted(drift["clusters"], key=lambda each: 1.0 if each["p"] is None else each["p"])
         drift |= {"clusters": worst[:_CLUSTERS_TOLD], "born": events.get("born", 0)}
@@ -219,6 +214,7 @@ class Publisher:
             "tests": self.chosen.tests,
             "seconds": {step: round(value, 3) for step, value in self.seconds.items()},
             "read": vars(self.work.reading),
+            **({} if next_id is None else {"next_id": next_id}),
         }
 
     def _summary(

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from models.clusterer import Assignment, Clusterer, Stats
+from models.dpm.mixture import DPM
 from models.increment import Refinable, folded, scaled
-from pipeline.cluster.label import read_rows
-from pipeline.recluster.arrive import index_of
 from pipeline.recluster.hold import AtHand, Places, hold
 from pipeline.recluster.relabel import Anew, Names, Refined, relabel
+from pipeline.recluster.rows import index_of
 from pipeline.recluster.work import Arrived, Decision, Work
 from pipeline.tables.samples import SampleFile
 
@@ -40,7 +40,18 @@ def refine(work: Work, arrived: Arrived, decision: Decision, rng: torch.Generato
     anew = _labelled(refined, at_hand, found.component_N)
     names = Names.of(model, found.model, dict(found.heir))
     _settle(work, refined, names, anew, found.unsettled)
+    if found.unsettled and isinstance(refined.model, DPM):
+        refined.model = refined.model.mstep(refined.stats)  # the rows behind the parts of what was split are known now
     relabel(work, arrived, refined, names, anew)
+    return refined
+
+
+def stepped(work: Work, arrived: Arrived, rng: torch.Generator) -> Refined:
+    """One M-step without the rows that went; labels stay. For what is trained, whose networks stay as they are."""
+    model = work.labeller.model
+    stats = folded(work.memory.stats(), work.decay, arrived.part.stats)
+    refined = Refined(model.maximize(stats, rng).model, stats, ())
+    relabel(work, arrived, refined, Names.of(model, refined.model, {}), {})
     return refined
 
 
@@ -72,7 +83,7 @@ def _settle(work: Work, refined: Refined, names: Names, anew: dict[str, Anew], u
     """Read the rows, not at hand, of components that were split beneath them, and label them anew."""
     if not unsettled:
         return
-    weight, model = work.weight(), refined.model
+    model = refined.model
     wanted = np.array(unsettled, np.int64)
     files: list[tuple[SampleFile, np.ndarray, np.ndarray]] = []
     for file in work.delta.same:
@@ -87,11 +98,10 @@ def _settle(work: Work, refined: Refined, names: Names, anew: dict[str, Anew], u
     if rows > work.config.settle_fraction * all_rows:
         raise TooMuchError(f"clusters were split that {rows:,} of {all_rows:,} rows are in")
     for done, (file, row_n, component_N) in enumerate(files):
-        read = read_rows(work.table.samples, file, work.labeller)
-        work.reading.add(file)
+        read = work.rows(file)
         index_n = torch.from_numpy(row_n)
         found = _assign(model, read.x_ND[index_n])
-        weight_n = torch.full((len(row_n),), weight(file), dtype=torch.float64)
+        weight_n = torch.full((len(row_n),), work.weight(file), dtype=torch.float64)
         before_n = index_of(model.component_K, component_N[row_n])
         refined.stats = _moved(model, refined.stats, read.x_ND[index_n], (before_n, found.component_N, weight_n))
         anew[file.path] = _both(anew.get(file.path), Anew(row_n, found))

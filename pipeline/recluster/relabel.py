@@ -18,7 +18,7 @@ from models.clusterer import NOISE, Assignment, Clusterer, Move, Stats
 from models.identity import Overlap, overlap, summed
 from pipeline.cluster.label import assignment_table
 from pipeline.cluster.tally import Tally
-from pipeline.recluster.arrive import index_of
+from pipeline.recluster.rows import index_of
 from pipeline.recluster.work import Arrived, Work
 from pipeline.tables.delta import WrittenFile
 from pipeline.tables.samples import SampleFile
@@ -101,8 +101,8 @@ class _Relabelling:
         if anew is not None:
             component_N[anew.row_n] = self.refined.model.component_K[anew.found.component_N].numpy()
             cluster_N[anew.row_n] = anew.found.cluster_N.numpy()
-        before_N = was_N if written is None else _before(self.work, file)
-        self.refined.shared.append(overlap(before_N, cluster_N))
+        before_N = was_N if written is None else self.work.delta.earlier(file)
+        self.refined.shared = [summed([*self.refined.shared, overlap(before_N, cluster_N)])]
         self._count(cluster_N)
         changed_N = (was_N != cluster_N) | (stored_N != component_N)
         if not changed_N.any() and (written is None or anew is None):
@@ -178,12 +178,6 @@ def relabel(work: Work, arrived: Arrived, refined: Refined, names: Names, read: 
         passing.file(file, written)
         work.on_progress("relabel", done + 1, len(files))
     refined.tally = passing.end()
-
-
-def _before(work: Work, file: SampleFile) -> np.ndarray:
-    """Clusters before of the rows of an added file: none, but for rows that were in another file."""
-    labels = work.delta.carried(file)
-    return np.array([NOISE if label is None else label["cluster"] for label in labels], np.int64)
 
 
 def _renewed(old: pa.Table, model: Clusterer, labels: tuple[np.ndarray, np.ndarray], anew: Anew | None) -> pa.Table:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from models.drift import Drift
 from pipeline.cluster.fitted import Labeller
+from pipeline.cluster.label import Rows, read_rows
 from pipeline.cluster.memory import Memory, Part
 from pipeline.cluster.tally import Tally
 from pipeline.progress import Progress
@@ -17,6 +19,8 @@ from pipeline.tables.clusterings import Clustering, Generation
 from pipeline.tables.collection import Collection
 from pipeline.tables.delta import WrittenFile
 from pipeline.tables.samples import SampleFile
+
+_KEPT_BYTES = 256 * 2**20  # of arrivals, so that a refinement need not read them again
 
 
 @dataclass
@@ -42,6 +46,18 @@ class Work:
     delta: Delta
     on_progress: Progress
     reading: Reading = field(default_factory=Reading)
+    kept: dict[str, Rows] = field(default_factory=dict)  # of files that arrived, by path
+    apart: bool = True  # whether rows that went are still in what is remembered, to be taken out
+
+    def rows(self, file: SampleFile, *, keep: bool = False) -> Rows:
+        """One samples file through the reduction; what is to be needed again is kept while there is little of it."""
+        if file.path in self.kept:
+            return self.kept[file.path]
+        rows = read_rows(self.table.samples, file, self.labeller)
+        self.reading.add(file)
+        if keep and sum(each.x_ND.nbytes for each in self.kept.values()) + rows.x_ND.nbytes <= _KEPT_BYTES:
+            self.kept[file.path] = rows
+        return rows
 
     @property
     def table(self) -> Collection:
@@ -58,24 +74,23 @@ class Work:
         """That is continued."""
         return self.delta.before
 
-    def weight(self) -> Callable[[SampleFile], float]:
+    def weight(self, file: SampleFile) -> float:
         """How much a row of a file counts in the statistics, after the fold that is under way; 1 unless rows fade."""
+        found = 1.0
+        for paths, decay in self._faded:
+            found *= decay if file.path in paths else 1.0
+        return found
+
+    @cached_property
+    def _faded(self) -> list[tuple[set[str], float]]:
+        """Files whose rows each fold made count less, and by how much. O(folds) listings."""
         samples = self.table.samples
-        folds = [*self.memory.folds, *([(self.before.samples_version, self.config.decay)] if self.fades else [])]
-        there = [({file.path for file in samples.files(version=version)}, decay) for version, decay in folds]
+        return [({file.path for file in samples.files(version=version)}, decay) for version, decay in self.folds]
 
-        def weight(file: SampleFile) -> float:
-            found = 1.0
-            for paths, decay in there:
-                found *= decay if file.path in paths else 1.0
-            return found
-
-        return weight
-
-    @property
+    @cached_property
     def fades(self) -> bool:
-        """Whether older rows count less from now on."""
-        return self.config.decay < 1 and bool(self.delta.added)
+        """Whether older rows count less from now on: only rows that are really new make them."""
+        return self.config.decay < 1 and any(bool(self.delta.fresh(file).any()) for file in self.delta.added)
 
     @property
     def decay(self) -> float:
@@ -98,7 +113,7 @@ class Arrived:
     part: Part  # to be added to what is remembered
     rows: int
     gone: int
-    lost: dict[int, float]  # component -> share of its rows that went
+    lost: dict[int, float]  # cluster -> share of its rows that went
 
 
 @dataclass(frozen=True)

@@ -223,7 +223,7 @@ def test_what_an_earlier_shoal_left_is_counted_again(clustered: Collection) -> N
     before = labels(table)
     add(table, "d", mixed(100, seed=7), 7)
     summary = recluster(table, ReclusterConfig())
-    assert summary.why.startswith("everything was counted again")
+    assert summary.why.startswith("everything was labelled again")
     assert summary.generation.statistics is not None
     after = labels(table)
     assert before == {key: after[key] for key in before}
