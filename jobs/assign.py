@@ -12,6 +12,10 @@ from models.errors import ShoalError
 from pipeline.cluster.assign import AssignSummary, assign
 from pipeline.history.as_of import assign_as_of, found, moment, own_clustering
 from pipeline.progress import Progress
+from pipeline.recluster.config import ReclusterConfig
+from pipeline.recluster.recount import PROTOTYPES
+from pipeline.recluster.update import recluster
+from pipeline.tables.clusterings import Generation
 from pipeline.tables.collection import Collection
 from pipeline.tables.place import Place, place
 
@@ -60,7 +64,11 @@ class Assign:
             self._refuse_artifact()
             return assign_as_of(table, choose(table, self.name, self.config), moment(self.as_of), on_progress)
         if self.artifact is None:
-            return assign(table, None, choose(table, self.name, self.config), on_progress)
+            name = choose(table, self.name, self.config)
+            latest = table.clustering(name).latest()
+            if latest is not None and _takes_account(table, latest):
+                return _followed(table, name, on_progress)
+            return assign(table, None, name, on_progress)
         _require_folder(self.artifact)
         return assign(table, self.artifact, self.name, on_progress)
 
@@ -80,6 +88,19 @@ class Assign:
             raise ShoalError(
                 "--as-of takes the model of a generation, so there can be no --artifact; give one of them."
             )
+
+
+def _takes_account(table: Collection, latest: Generation) -> bool:
+    """Whether rows went since, of a clustering that keeps an account of its rows: it is to be without them."""
+    if latest.statistics is None or not table.samples.changes(latest.samples_version)[1]:
+        return False
+    return table.artifacts.read(latest.artifact, only=lambda _: False).kind != PROTOTYPES
+
+
+def _followed(table: Collection, name: str, on_progress: Progress) -> AssignSummary:
+    found = recluster(table, ReclusterConfig(mode="assign"), name, on_progress)
+    seconds = sum(found.seconds.values())
+    return AssignSummary(found.name, found.generation, found.arrived, found.rows, found.clusters, seconds)
 
 
 def _require_folder(artifact: str | Place) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.clusterer import Assignment, DataSummary, Stats, Update, check_dim
 from models.config import Config
+from models.errors import ShoalError
 from models.gaussians import Gaussians, factorize
 from models.increment import Held, Refinement, scaled
 from models.moments import Moments, moments_of_sets, weighted_moments
@@ -132,7 +133,12 @@ class GMM:
         return Refinement(model, changed, model.assign(held.x_ND).component_N)
 
     def kept(self, index_L: Tensor) -> GMM:
-        """The model of these components alone; their weights add up to 1 again."""
+        """The model of these components alone; their weights add up to 1 again. Raises ShoalError for none."""
+        if len(index_L) == 0:
+            raise ShoalError(
+                f"0 of {len(self.log_weight_K)} components have rows left, and at least 1 is needed to go on from; "
+                "fit again with `shoal cluster`."
+            )
         log_weight_L = self.log_weight_K[index_L]
         names = Names(self.id_K[index_L].cpu(), self.next_id)
         gaussians = self.gaussians[index_L]

@@ -15,13 +15,15 @@ from torch import Tensor
 
 from models.clusterer import NOISE, Assignment, DataSummary, Stats, Update, check_dim
 from models.config import Config
+from models.errors import ShoalError
 from models.increment import Held, Refinement
 from models.neighbors import kmeans_seeds, squared_distances
 from models.single import AS_NUMBERED, Names
 
-_NO_ROW = 1e-6  # rounding of a count from which rows were taken out
+_NO_ROW = 1e-6  # rows below which a cluster ends: what is left of it is rounding, or decay
 _TIE = 1e-12  # relative; two squared distances that agree so far are equal
 _EMPTY = 1e-9  # rows: what is left by rounding where all weighted rows of a cluster were taken out
+_TINY = 1e-300  # in place of 0 below a fraction: rows that have faded count less than 1
 
 
 class KMeansConfig(Config):
@@ -120,10 +122,10 @@ class KMeans:
         """Each centroid moves to the mean of its rows; an empty cluster keeps its centroid, so K never changes."""
         stats = cast(KMeansStats, stats)
         count_K1, inertia = stats.count_K[:, None], float(stats.inertia)
-        centroid_KD = torch.where(count_K1 > 0, stats.sum_KD / count_K1.clamp_min(1), self.centroid_KD)
+        centroid_KD = torch.where(count_K1 > 0, stats.sum_KD / count_K1.clamp_min(_TINY), self.centroid_KD)
         # sum |x - old|^2 = sum |x - mean|^2 + n |old - mean|^2: the inertia after the move, without another pass.
         left = inertia - float((count_K1 * (centroid_KD - self.centroid_KD).square()).sum())
-        variance = max(left, 0.0) / max(float(count_K1.sum()) * self.dim, 1.0)
+        variance = max(left, 0.0) / max(float(count_K1.sum()) * self.dim, _TINY)
         settled = not self.inertia - inertia > self.config.tolerance * inertia  # also stops on NaN
         model = replace(self, centroid_KD=centroid_KD, variance=variance, inertia=inertia)
         return Update(model, moves=(), objective=-inertia, settled=settled)
@@ -131,10 +133,10 @@ class KMeans:
     def refined(self, held: Held, stats: Stats, sample_MD: Tensor, rng: torch.Generator) -> Refinement:
         """Centroids of all rows, with the rows at hand where they are nearest; all others stay where they were.
 
-        A cluster that has no row left ends; otherwise K stays what it is. Each round moves centroids and then rows, and
-        the summed squared distance falls, so it ends.
+        A cluster that has no row left ends, with an heir; otherwise K stays what it is. Each round moves centroids and
+        then rows, and the summed squared distance falls, so it ends.
         The inertia of `stats` is about the centroids of this model, and what comes back about those of the new one. A
-        round costs O(N K D).
+        round costs O(N K D). Raises ShoalError where no cluster has rows left.
         """
         model, counts, component_N = self, cast(KMeansStats, stats), held.component_N
         while True:
@@ -143,7 +145,7 @@ class KMeans:
             own_N, least_N = (model._squared_distance_to(held.x_ND, each_N) for each_N in (component_N, nearest_N))
             moves_N = least_N < own_N * (1 - _TIE)
             if not bool(moves_N.any()):
-                return model._living(counts, component_N)
+                return model._living(counts, component_N, self.centroid_KD, rng)
             x_nD, weight_n = held.x_ND[moves_N], held.weight_N[moves_N]
             counts += model.counted(x_nD, nearest_N[moves_N], weight_n)
             counts += model.counted(x_nD, component_N[moves_N], -weight_n)
@@ -160,7 +162,7 @@ class KMeans:
         squared_NK = squared_distances(x_ND, self.centroid_KD)
         least_N1, nearest_N1 = squared_NK.min(dim=1, keepdim=True)
         odds_NK = (
-            (least_N1 - squared_NK) / max(2 * self.variance, 1e-300)
+            (least_N1 - squared_NK) / max(2 * self.variance, _TINY)
         ).exp()  # no variance: ties share, others get 0
         component_N = nearest_N1[:, 0]
         second_N = squared_NK.scatter(1, nearest_N1, torch.inf).argmin(dim=1)
@@ -179,18 +181,35 @@ class KMeans:
         return {"centroid_KD": self.centroid_KD, "variance_inertia": numbers, **names}
 
     def kept(self, index_L: Tensor) -> KMeans:
-        """The model of these clusters alone."""
+        """The model of these clusters alone. Raises ShoalError where there are none."""
+        if len(index_L) == 0:
+            raise ShoalError(
+                f"0 of {len(self.centroid_KD)} clusters have rows left, and at least 1 is needed to go on from; "
+                "fit again with `shoal cluster`."
+            )
         names = Names(self.id_K[index_L].cpu(), self.next_id)
         return replace(self, centroid_KD=self.centroid_KD[index_L], names=names)
 
-    def _living(self, counts: KMeansStats, component_N: Tensor) -> Refinement:
-        """Without clusters that nothing counts in: a centroid may be all that is left of a row that was taken out."""
-        index_L = torch.nonzero(counts.count_K > _NO_ROW).flatten()
-        place_K = torch.zeros(len(counts.count_K), dtype=torch.int64).index_copy_(
-            0, index_L, torch.arange(len(index_L))
-        )
-        living = KMeansStats(counts.count_K[index_L], counts.sum_KD[index_L], counts.inertia)
-        return Refinement(self.kept(index_L), living, place_K[component_N])
+    def _living(self, counts: KMeansStats, component_N: Tensor, before_KD: Tensor, rng: torch.Generator) -> Refinement:
+        """Without clusters that nothing counts in: a centroid may be all that is left of a row that was taken out.
+
+        Fading may have left rows that count for nothing and are not at hand, so each has an heir, which counts them
+        from now on: of the centroids left the nearest to `before_KD`, where the rows were given to the cluster.
+        """
+        ends_K = counts.count_K <= _NO_ROW
+        if not bool(ends_K.any()):
+            return Refinement(self, counts, component_N)
+        model = self.kept(torch.nonzero(~ends_K).flatten())
+        place_K = torch.zeros_like(ends_K, dtype=torch.int64)
+        place_K[~ends_K] = torch.arange(len(model.centroid_KD), device=place_K.device)
+        place_K[ends_K] = squared_distances(before_KD[ends_K], model.centroid_KD).argmin(dim=1)
+        count_L = torch.zeros_like(model.centroid_KD[:, 0]).index_add_(0, place_K, counts.count_K)
+        sum_LD = torch.zeros_like(model.centroid_KD).index_add_(0, place_K, counts.sum_KD)
+        way_K = (self.centroid_KD - model.centroid_KD[place_K]).square().sum(dim=1)  # 0 for those that live
+        inertia = counts.inertia + (counts.count_K * way_K).sum()
+        model, living = model._moved(KMeansStats(count_L, sum_LD, inertia), rng)
+        gone, to = self.id_K[ends_K].tolist(), model.id_K[place_K[ends_K]].tolist()
+        return Refinement(model, living, place_K[component_N], heir=dict(zip(gone, to, strict=True)))
 
     def _moved(self, stats: KMeansStats, rng: torch.Generator) -> tuple[KMeans, KMeansStats]:
         """Centroids at the means of their rows, and the same rows' statistics about them."""

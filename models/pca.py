@@ -74,7 +74,9 @@ def fit_pca(x_ND: Tensor, n_components: int, note: str = "") -> PCA:
     direction_DC = vector_DD.flip(1)[:, :keep]
     kept, total = float(variance_D.flip(0)[:keep].sum()), float(variance_D.sum())
     explained = min(1.0, kept / total) if total > 0 else 1.0
-    return PCA(mean_D.float(), _with_fixed_signs(direction_DC).float(), explained, note)
+    # Matrix products round by the layout too, and a file keeps rows one after the other.
+    direction_DC = _with_fixed_signs(direction_DC).float().contiguous()
+    return PCA(mean_D.float(), direction_DC, explained, note)
 
 
 def load_pca(tensors: dict[str, Tensor]) -> PCA:

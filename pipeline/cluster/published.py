@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from models.errors import ShoalError
 from pipeline.cluster.fitted import Labeller, read_labeller
@@ -27,14 +28,18 @@ class Published:
     labeller: Labeller
 
     def assigned(self) -> pa.Table:
-        """Sample and assignment columns of every row, in canonical order; about 100 bytes a row."""
-        samples = self.table.samples
+        """Sample and assignment columns of every row, in canonical order; about 100 bytes a row.
+
+        `runner_up` is null where the cluster that a row was next to has ended since: such rows are not labelled again.
+        """
+        samples, living = self.table.samples, self.clustering.clusters(self.generation)["cluster"]
         parts = []
         for file in samples.files(version=self.generation.samples_version):
             rows = samples.read(file, columns=_SAMPLE_COLUMNS)
             assignments = self.clustering.read_assignments(self.generation, file, columns=_ASSIGNMENT_COLUMNS)
             for name in _ASSIGNMENT_COLUMNS:
-                rows = rows.append_column(name, assignments[name])
+                column = assignments[name]
+                rows = rows.append_column(name, _among(living, column) if name == "runner_up" else column)
             parts.append(rows)
         return pa.concat_tables(parts)
 
@@ -66,3 +71,8 @@ def latest_of(table: Collection, name: str | None) -> tuple[Clustering, Generati
             "run `shoal cluster` first, or give one of these with --name."
         )
     return clustering, latest
+
+
+def _among(living: pa.ChunkedArray, cluster_N: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Clusters that live; null in place of others."""
+    return pc.if_else(pc.is_in(cluster_N, value_set=living), cluster_N, pa.scalar(None, cluster_N.type))

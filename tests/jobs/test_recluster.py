@@ -55,3 +55,15 @@ def test_a_mode_that_is_none_is_a_sentence(grown: Path) -> None:
     assert result.exit_code == 2
     assert "recluster.mode" in result.output
     assert "'auto', 'assign', 'refine' or 'refit'" in result.output
+
+
+def test_assign_takes_account_of_rows_that_went(grown: Path, tmp_path: Path) -> None:
+    samples = Collection.open(grown).samples
+    first, second = samples.files()
+    samples.replace([first], [], {})
+    found = figures_of(tmp_path, "assign", grown)
+    assert (found["new_rows"], found["rows"]) == (200, 200)
+    latest = Collection.open(grown).clustering("dpm").latest()
+    assert latest is not None
+    assert latest.statistics is not None
+    assert second.rows == 200

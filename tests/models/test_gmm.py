@@ -221,3 +221,9 @@ def test_a_refinement_takes_out_no_more_than_was_put_in() -> None:
     assert isinstance(found.stats, GMMStats)
     assert (found.stats.moments.count_K >= 0).all()
     assert float(found.stats.moments.count_K.sum()) == pytest.approx(3)
+
+
+def test_a_mixture_of_no_components_is_refused() -> None:
+    model = one_dimensional(0.0, 5.0, weight=(0.5, 0.5))
+    with pytest.raises(ShoalError, match="0 of 2 components have rows left, and at least 1 is needed"):
+        model.kept(torch.empty(0, dtype=torch.int64))

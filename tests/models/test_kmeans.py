@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.clusterer import NOISE, DataSummary, Update
 from models.errors import ShoalError
-from models.increment import Held, Refinement, folded
+from models.increment import Held, Refinement, folded, scaled
 from models.kmeans import KMeans, KMeansConfig, KMeansStats, start
 
 
@@ -234,3 +234,73 @@ def test_a_cluster_that_loses_all_its_rows_keeps_its_centroid() -> None:
     assert found.component_N.tolist() in ([0, 0, 0], [1, 1, 1])  # the second follows them, or loses them for good
     assert after.centroid_KD.isfinite().all()
     assert float(stats.count_K.sum()) == pytest.approx(0.3)
+
+
+def test_three_faded_rows_have_their_mean_and_their_variance() -> None:
+    model = KMeans(KMeansConfig(clusters=1), torch.zeros(1, 3).double(), 1.0, math.inf)
+    x_ND = torch.tensor([[10.0, 10, 10], [9, 10, 10], [11, 10, 10]])
+    weight_N = torch.full((3,), 0.1, dtype=torch.float64)
+    stats = model.counted(x_ND, torch.zeros(3, dtype=torch.int64), weight_N)
+    after = model.maximize(stats, torch.Generator()).model
+    assert isinstance(after, KMeans)
+    assert after.centroid_KD[0].tolist() == pytest.approx([10, 10, 10])
+    assert after.variance == pytest.approx(2 / 9)  # squared distances 0, 1 and 1, each row in 3 dimensions
+
+
+@given(st.lists(st.integers(-9, 9), min_size=1, max_size=8), st.floats(1e-12, 1e6))
+def test_a_weight_that_all_rows_share_changes_no_model(value: list[int], weight: float) -> None:
+    model, x_ND = kmeans(-5.0, 5.0), column(*map(float, value))
+    stats = model.expect(x_ND, torch.arange(len(value)))
+    plain, faded = (model.maximize(each, torch.Generator()).model for each in (stats, scaled(stats, weight)))
+    assert isinstance(plain, KMeans)
+    assert isinstance(faded, KMeans)
+    torch.testing.assert_close(faded.centroid_KD, plain.centroid_KD)
+    assert faded.variance == pytest.approx(plain.variance, rel=1e-6, abs=1e-9)
+
+
+def faded_second() -> tuple[KMeans, KMeansStats]:
+    """Rows 0, 2 | 10, 12 | 20, 22 of clusters 5, 7 and 9: those of cluster 7 have faded, and are not at hand."""
+    model = kmeans(1.0, 12.0, 21.0).renamed(torch.tensor([5, 7, 9]), 10)
+    weight_N = torch.tensor([1, 1, 1e-8, 1e-8, 1, 1], dtype=torch.float64)
+    return model, model.counted(column(0, 2, 10, 12, 20, 22), torch.tensor([0, 0, 1, 1, 2, 2]), weight_N)
+
+
+def test_a_cluster_that_fades_leaves_its_rows_to_the_nearest_that_lives() -> None:
+    found, after, stats = refined(*with_rows(faded_second(), held(column(1), 0)))
+    assert dict(found.heir) == {7: 9}  # centroid 12 is nearer to 21 than to 1
+    assert (after.component_K.tolist(), after.next_id) == ([5, 9], 10)
+    assert stats.count_K.tolist() == pytest.approx([3, 2 + 2e-8], rel=1e-12)
+    assert stats.sum_KD[:, 0].tolist() == pytest.approx([3, 42 + 22e-8], rel=1e-12)
+    assert after.centroid_KD.tolist() == (stats.sum_KD / stats.count_K[:, None]).tolist()
+    distances = [2.0, 2e-8 + 2e-8 * 10.0**2 + 2.0]  # 10 and 12 lie 1 about 11, which lies 10 from 21
+    assert float(stats.inertia) == pytest.approx(sum(distances), rel=1e-9)
+    assert after.inertia == float(stats.inertia)
+
+
+def test_rows_at_hand_of_a_cluster_that_ends_are_in_one_that_lives() -> None:
+    # The first row is nearest to cluster 7, and counts too little to keep it.
+    found, after, stats = refined(*with_rows(faded_second(), held(column(12, 11), 1, 1, weight=1e-9)))
+    assert dict(found.heir) == {7: 9}
+    assert after.component_K[found.component_N].tolist() == [9, 9]
+    assert float(stats.count_K.sum()) == pytest.approx(4 + 2.2e-8, rel=1e-12)
+
+
+def test_rows_that_faded_to_nothing_have_an_heir_too() -> None:
+    model = kmeans(0.0, 4.0, 10.0)
+    stats = model.counted(column(0, 4, 10), torch.tensor([0, 1, 2]), torch.tensor([1, 1e-30, 1], dtype=torch.float64))
+    found, after, _ = refined(model, held(torch.empty(0, 1)), stats)
+    assert dict(found.heir) == {1: 0}
+    assert after.centroid_KD.tolist() == [[0.0], [10.0]]
+
+
+def test_where_nothing_is_left_a_sentence_says_so() -> None:
+    model = kmeans(0.0, 4.0)
+    stats = model.counted(column(0, 4), torch.tensor([0, 1]), torch.full((2,), 1e-7, dtype=torch.float64))
+    with pytest.raises(ShoalError, match="0 of 2 clusters have rows left, and at least 1 is needed.*shoal cluster"):
+        refined(model, held(torch.empty(0, 1)), stats)
+
+
+def with_rows(others: tuple[KMeans, KMeansStats], rows: Held) -> tuple[KMeans, Held, KMeansStats]:
+    """A refinement's arguments: statistics of other rows, and of these."""
+    model, stats = others
+    return model, rows, stats + model.counted(rows.x_ND, rows.component_N, rows.weight_N)

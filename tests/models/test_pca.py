@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.errors import ShoalError
@@ -108,3 +110,14 @@ def test_rows_that_are_not_finite_or_not_as_wide_are_one_sentence() -> None:
     x_ND[2, 1], x_ND[7, 0] = math.nan, math.inf
     with pytest.raises(ShoalError, match="2 of 10 embeddings hold NaN or infinity"):
         fit_pca(x_ND, 2)
+
+
+@pytest.mark.parametrize("components", [1, 8, 64])
+def test_a_file_of_its_tensors_transforms_to_the_bit_alike(components: int, tmp_path: Path) -> None:
+    """A file keeps rows one after the other, however they lay in memory: a product of another layout rounds apart."""
+    x_ND = 6 * normal(1500, 64)
+    pca = fit_pca(x_ND, components)
+    assert pca.direction_DC.is_contiguous()
+    save_file({name: value.contiguous() for name, value in pca.tensors().items()}, tmp_path / "pca.safetensors")
+    again = load_pca(load_file(tmp_path / "pca.safetensors"))
+    assert torch.equal(again.transform(x_ND), pca.transform(x_ND))

@@ -184,6 +184,20 @@ def test_without_any_picture_the_sheets_list_keys(bare_report: ReportData) -> No
     assert made.text.count("row-") == 5
 
 
+def test_a_runner_up_is_named_if_it_is_a_cluster_of_the_report(bare_report: ReportData) -> None:
+    pictures = tuple(
+        Picture(f"row-{row}", "s", None, 0.75, runner_up=each) for row, each in enumerate((1, 77, -1, None))
+    )
+    sheets = (Sheet(0, 4, typical=pictures, uncertain=pictures), Sheet(1, 2, typical=pictures[:1]))
+    made = page(replace(bare_report, sizes={0: 4, 1: 2}, sheets=sheets))
+    assert re.findall(r"row-\d 75%(?: or \w+)?", " ".join(made.text.split())) == [
+        "row-0 75% or 1",
+        "row-1 75%",
+        "row-2 75%",
+        "row-3 75%",
+    ]
+
+
 def test_stray_labels_are_tagged(plain_report: ReportData) -> None:
     first = plain_report.sheets[0]
     typical = (replace(first.typical[0], label="owl"), replace(first.typical[1], label=first.majority_label))
