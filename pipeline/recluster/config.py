@@ -24,7 +24,7 @@ class ReclusterConfig(Config):
     novelty: NoveltyConfig = NoveltyConfig()
     lost: float = Field(0.1, gt=0, le=1, description="share of a cluster's rows whose going makes a refinement due")
     swelling: float = Field(
-        1.0, gt=0, description="arrivals of a cluster since the model last changed, as a share of its rows then"
+        1.0, gt=0, description="arrivals of a cluster since the model last changed, as a share of its other rows"
     )
     growth: float = Field(1.0, gt=0, description="rows since the last full fit, as a share of its rows, until the next")
     foreign: float = Field(

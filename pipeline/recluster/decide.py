@@ -7,7 +7,7 @@ The tests, in the order in which they decide. A full fit is due when
 A refinement is due when
 4. more arrivals score low than chance explains (`models.drift`): there may be new clusters among them;
 5. the typical rows of a cluster score otherwise than those that the model was made from: it moved or changed shape;
-6. a cluster grew by `swelling`: most of its rows, which may be several clusters, had no part in its shape;
+6. most rows of a cluster arrived since (`swelling`): they may be several clusters, and had no part in its shape;
 7. a cluster lost more than `lost` of its rows;
 8. rows fade (`decay`), or the model is to be without rows that went.
 Otherwise labels are all that is needed. Tests 4 and 5 hold their error rate over all clusters together.
@@ -88,7 +88,7 @@ def _verdict(
         (
             bool(swollen),
             "refine",
-            f"{_named(swollen)} grew by {work.config.swelling:.0%} or more since the last change",
+            f"of {_named(swollen)} most rows came since the last change",
         ),
         (lost["value"] > lost["bar"], "refine", f"{_named(losers)} lost up to {lost['value']:.0%} of their rows"),
         (work.fades, "refine", f"older rows fade by {work.config.decay:g}"),
@@ -98,7 +98,7 @@ def _verdict(
 
 
 def _swollen(arrived: Arrived, share: float) -> tuple[int, ...]:
-    """Clusters with so many arrivals, beside the rows that the model was made from."""
+    """Clusters with so many arrivals since the model last changed, beside their other rows."""
     arrivals = arrived.part.arrivals
     found = []
     for cluster, rows in zip(arrivals.id_C.tolist(), arrivals.rows_C.tolist(), strict=True):
