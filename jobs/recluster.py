@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jobs.cluster import Cluster, choose
 from jobs.config import RunConfig
@@ -63,8 +63,8 @@ class Follow:
     config: RunConfig
 
     def plan(self) -> list[Step]:
-        """That of the job which is due."""
-        return self._job().plan()
+        """That of the job which is due, under the name of the step."""
+        return [replace(step, step="cluster") for step in self._job().plan()]
 
     def run(self, on_progress: Progress) -> Figures:
         """As the job which is due."""

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 
 from models.config import Config
 from models.rows import BLOCK, check_rows, in_blocks
@@ -50,7 +51,10 @@ class PCA:
     def transform(self, x_ND: Tensor) -> Tensor:
         """Float32 (N, C). Raises ShoalError for rows of another width or that are not finite."""
         check_rows(x_ND, self.dim_in)
-        return in_blocks(lambda x_BD: (x_BD - self.mean_D) @ self.direction_DC, x_ND)
+        # A product rounds by its layout too, and what was read from a file has another than what was fitted. In this
+        # one, each direction as a row, fewer widths round a row by its place in the block, too (50 to 10 or fewer do).
+        direction_CD = self.direction_DC.T.contiguous()
+        return in_blocks(lambda x_BD: functional.linear(x_BD - self.mean_D, direction_CD), x_ND)
 
     def tensors(self) -> dict[str, Tensor]:
         """What `load_pca` needs."""
@@ -74,9 +78,7 @@ def fit_pca(x_ND: Tensor, n_components: int, note: str = "") -> PCA:
     direction_DC = vector_DD.flip(1)[:, :keep]
     kept, total = float(variance_D.flip(0)[:keep].sum()), float(variance_D.sum())
     explained = min(1.0, kept / total) if total > 0 else 1.0
-    # Matrix products round by the layout too, and a file keeps rows one after the other.
-    direction_DC = _with_fixed_signs(direction_DC).float().contiguous()
-    return PCA(mean_D.float(), direction_DC, explained, note)
+    return PCA(mean_D.float(), _with_fixed_signs(direction_DC).float(), explained, note)
 
 
 def load_pca(tensors: dict[str, Tensor]) -> PCA:

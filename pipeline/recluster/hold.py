@@ -67,16 +67,16 @@ def _chosen(work: Work, decision: Decision) -> list[tuple[SampleFile, np.ndarray
     found = []
     for order, file in enumerate(work.delta.same):
         recent = file.path not in settled
-        columns = ["component", "score"] if recent else ["component"]
-        labels = work.clustering.read_assignments(work.before, file, columns=columns)
-        cluster_N = model.id_K[index_of(model.component_K, labels["component"].to_numpy())].numpy()
+        component_N = work.components(file)
+        cluster_N = model.id_K[index_of(model.component_K, component_N)].numpy()
         wanted_N = np.isin(cluster_N, touched)
         if recent:
-            score_N = _tensor(labels["score"].to_numpy())
+            scores = work.clustering.read_assignments(work.before, file, columns=["score"])["score"]
+            score_N = _tensor(scores.to_numpy())
             wanted_N = wanted_N | work.memory.reference.low(_tensor(cluster_N), score_N).numpy()
         row_n = np.flatnonzero(wanted_N)
         if len(row_n):
-            stored_n = labels["component"].to_numpy()[row_n]
+            stored_n = component_N[row_n]
             found.append((recent, len(row_n) / file.rows, -order, file, row_n, stored_n))
     found.sort(key=lambda each: each[:3], reverse=True)
     rows = sum(file.rows for file in work.delta.files)

@@ -87,7 +87,7 @@ def _settle(work: Work, refined: Refined, names: Names, anew: dict[str, Anew], u
     wanted = np.array(unsettled, np.int64)
     files: list[tuple[SampleFile, np.ndarray, np.ndarray]] = []
     for file in work.delta.same:
-        stored_N = work.clustering.read_assignments(work.before, file, columns=["component"])["component"].to_numpy()
+        stored_N = work.components(file)
         component_N, _ = names.after(stored_N)
         mask_N = np.isin(component_N, wanted)
         if file.path in anew:

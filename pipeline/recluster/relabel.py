@@ -95,7 +95,7 @@ class _Relabelling:
 
     def file(self, file: SampleFile, written: WrittenFile | None) -> None:
         """One file: of the generation before, or `written` for rows that arrived."""
-        stored_N = self._labels(file, written, ["component"])["component"].to_numpy()
+        stored_N = self.work.components(file) if written is None else self._components(written)
         was_N, anew = self.names.clusters(stored_N), self.read.get(file.path)
         component_N, cluster_N = (np.array(each) for each in self.names.after(stored_N))
         if anew is not None:
@@ -121,6 +121,10 @@ class _Relabelling:
                 whole.add(labels.filter(pc.is_in(labels["cluster"], value_set=pa.array(sorted(wanted), pa.int64()))))
             medoids |= whole.medoids
         return Tally(self.tally.sizes, medoids)
+
+    def _components(self, written: WrittenFile) -> np.ndarray:
+        found_N: np.ndarray = self.work.clustering.read_written(written, ["component"])["component"].to_numpy()
+        return found_N
 
     def _labels(self, file: SampleFile, written: WrittenFile | None, columns: list[str] | None) -> pa.Table:
         if written is None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from models.drift import Drift
 from pipeline.cluster.fitted import Labeller
 from pipeline.cluster.label import Rows, read_rows
@@ -20,7 +22,7 @@ from pipeline.tables.collection import Collection
 from pipeline.tables.delta import WrittenFile
 from pipeline.tables.samples import SampleFile
 
-_KEPT_BYTES = 256 * 2**20  # of arrivals, so that a refinement need not read them again
+_KEPT_BYTES = 256 * 2**20  # of arrivals, and of labels, so that a refinement need not read them again
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Work:
     on_progress: Progress
     reading: Reading = field(default_factory=Reading)
     kept: dict[str, Rows] = field(default_factory=dict)  # of files that arrived, by path
+    labels: dict[str, np.ndarray] = field(default_factory=dict)  # components of rows, by path
     apart: bool = True  # whether rows that went are still in what is remembered, to be taken out
 
     def rows(self, file: SampleFile, *, keep: bool = False) -> Rows:
@@ -58,6 +61,16 @@ class Work:
         if keep and sum(each.x_ND.nbytes for each in self.kept.values()) + rows.x_ND.nbytes <= _KEPT_BYTES:
             self.kept[file.path] = rows
         return rows
+
+    def components(self, file: SampleFile) -> np.ndarray:
+        """The component of each row of a file that the generation knows; kept while there is little of it."""
+        if file.path not in self.labels:
+            labels = self.clustering.read_assignments(self.before, file, columns=["component"])
+            stored_N: np.ndarray = labels["component"].to_numpy()
+            if sum(each.nbytes for each in self.labels.values()) + stored_N.nbytes > _KEPT_BYTES:
+                return stored_N
+            self.labels[file.path] = stored_N
+        return self.labels[file.path]
 
     @property
     def table(self) -> Collection:

@@ -120,7 +120,9 @@ def test_statistics_of_every_algorithm_equal_those_of_one_pass(tmp_path: Path, k
 
 @pytest.mark.slow
 def test_increments_are_measured_beside_a_refit() -> None:
-    size = replace(recluster.SIZE, rows=8_000, dim=8, clusters=10, spread=8.0, file_rows=1_000, births=2)
+    size = replace(
+        recluster.SIZE, rows=8_000, dim=8, clusters=10, spread=8.0, file_rows=1_000, births=2, increment=0.05
+    )
     result = recluster.run(None, silent, size)
     bars = named(result)
     assert bars["births found"] == (2.0, True)

@@ -296,7 +296,7 @@ def test_rows_that_faded_to_nothing_have_an_heir_too() -> None:
 def test_where_nothing_is_left_a_sentence_says_so() -> None:
     model = kmeans(0.0, 4.0)
     stats = model.counted(column(0, 4), torch.tensor([0, 1]), torch.full((2,), 1e-7, dtype=torch.float64))
-    with pytest.raises(ShoalError, match="0 of 2 clusters have rows left, and at least 1 is needed.*shoal cluster"):
+    with pytest.raises(ShoalError, match=r"0 of 2 clusters have rows left, and at least 1 is needed.*shoal cluster"):
         refined(model, held(torch.empty(0, 1)), stats)
 
 
