@@ -150,6 +150,8 @@ class _Refining:
         small_K = (settling.base.count_K <= EMPTY) & (settling.count_K < least) & (settling.count_K > EMPTY)
         for k in torch.nonzero(small_K).flatten().tolist():
             row_n = torch.nonzero(settling.label_N == k).flatten()
+            if float(settling.count_K[k]) >= least:
+                continue  # another small one has just come to it
             joint_nC = settling.log_joint()[row_n].masked_fill(settling.near_NC[row_n] == k, -torch.inf)
             if bool(joint_nC.amax(dim=1).isfinite().all()):
                 settling.move(row_n, settling.near_NC[row_n, joint_nC.argmax(dim=1)])
@@ -227,11 +229,12 @@ class _Refining:
         """End components without rows, each with an heir: fading may have left it rows that count for nothing."""
         settling = self.settling
         living = torch.nonzero(settling.count_K > EMPTY).flatten()
+        others = settling.whole(living)
         for k in range(self.old):
             if k in self.heir or float(settling.count_K[k]) > EMPTY:
                 continue
             before = self.stats.sets.one(k)
-            self.heir[k] = int(living[_closest(self.model, k, before, settling.whole(living))])
+            self.heir[k] = int(living[_closest(self.model, k, before, others)])
             if k in self.unsettled:
                 self.unsettled.add(self.heir[k])
             why = f"{float(before.count_K[0]):g} rows were left, which others have now"

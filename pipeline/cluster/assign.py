@@ -43,16 +43,23 @@ def assign(
     Raises ShoalError when there is no model, or when it was fitted on embeddings of another kind.
     """
     began = time.perf_counter()
-    labeller = _labeller(table, artifact, name)
-    labeller.require(table.samples.properties)
-    clustering = table.clustering(name or (labeller.artifact.kind if artifact else latest_of(table, None)[0].name))
-    latest = clustering.latest()
+    if artifact is None:
+        clustering = latest_of(table, name)[0]
+        number = clustering.begin()  # first: whoever publishes from now on makes this fail
+        latest: Generation | None = latest_of(table, clustering.name)[1]
+        labeller = _labeller(table, None, clustering.name)
+        labeller.require(table.samples.properties)
+    else:
+        labeller = _labeller(table, artifact, name)
+        labeller.require(table.samples.properties)  # before there is anything to be left behind
+        clustering = table.clustering(name or labeller.artifact.kind)
+        number, latest = clustering.begin(), clustering.latest()
     parent = latest if latest is not None and latest.artifact == labeller.artifact.digest else None
     work = _work(table, parent)
     if not work.new and parent is not None:
         return _summary(clustering, parent, 0, began)
     _adopt(table, labeller)
-    generation = _publish(table, clustering, labeller, parent, work, on_progress)
+    generation = _publish((table, clustering, number), labeller, parent, work, on_progress)
     return _summary(clustering, generation, work.rows, began)
 
 
@@ -96,14 +103,13 @@ def _adopt(table: Collection, labeller: Labeller) -> None:
 
 
 def _publish(
-    table: Collection,
-    clustering: Clustering,
+    where: tuple[Collection, Clustering, int],
     labeller: Labeller,
     parent: Generation | None,
     work: _Work,
     on_progress: Progress,
 ) -> Generation:
-    number = clustering.begin()
+    table, clustering, number = where
     memory = None
     if parent is not None and parent.statistics is not None and not work.gone:
         memory = read_memory(table.artifacts, parent.statistics, labeller.model)

@@ -69,6 +69,8 @@ def cluster(
     done = latest is not None and (latest.samples_version, latest.config_digest) == (version, digest(config))
     if latest is not None and done and again is None:
         return _summary(table, clustering, latest, skipped=True)
+    number, version = clustering.begin(), table.samples.version
+    latest = clustering.latest()
     clock = [time.perf_counter()]
     reduction = reduction_of(table, config, version, on_progress)
     clock.append(time.perf_counter())
@@ -76,7 +78,7 @@ def cluster(
     unfinished = table.path / _UNFINISHED / clustering.name
     fitted = _fit(config, source, on_progress, unfinished)
     clock.append(time.perf_counter())
-    context = _Context(table, clustering, config, version, latest, clock, on_progress, again)
+    context = _Context(table, clustering, config, (number, version), latest, clock, on_progress, again)
     generation = _publish(context, reduction, fitted)
     remove_tree(unfinished)  # with what other settings may have left there
     with suppress(OSError):  # another clustering's fit may be under way
@@ -116,7 +118,7 @@ class _Context:
     table: Collection
     clustering: Clustering
     config: ClusterConfig
-    version: int
+    begun: tuple[int, int]  # number of the generation, version of the samples
     latest: Generation | None
     clock: list[float]
     on_progress: Progress
@@ -125,8 +127,8 @@ class _Context:
 
 def _publish(context: _Context, reduction: Reduction, fit: Fit) -> Generation:
     clustering, latest, samples = context.clustering, context.latest, context.table.samples
-    number = clustering.begin()
-    files = samples.files(version=context.version)
+    number, version = context.begun
+    files = samples.files(version=version)
     fit = replace(fit, model=without_trials(fit.model))
     fitted = Fitted(reduction, fit.model)
     labelled = label_files(samples, files, clustering, fitted, context.on_progress, Against(generation=latest))
@@ -134,9 +136,9 @@ def _publish(context: _Context, reduction: Reduction, fit: Fit) -> Generation:
     if latest is not None:
         fit, labelled, happened = _named(context, fit, labelled, latest)
         written = renamed_files(clustering, labelled.files, fitted.model, fit.model)
-    artifact = write_fit(context.table, context.config, context.version, reduction, fit)
+    artifact = write_fit(context.table, context.config, version, reduction, fit)
     rows = labelled.part.rows
-    facts = Facts(artifact.digest, rows, rows_at_fit=rows, made=context.version)
+    facts = Facts(artifact.digest, rows, rows_at_fit=rows, made=version)
     reference = reference_of(fit.model, labelled.part.sample, labelled.tally.sizes)
     context.clock.append(time.perf_counter())
     begin, reduced, fit_end, end = context.clock
@@ -144,7 +146,7 @@ def _publish(context: _Context, reduction: Reduction, fit: Fit) -> Generation:
     evidence: dict[str, Any] = {"next_id": fit.model.next_id}
     evidence |= {"seconds": {step: round(value, 3) for step, value in seconds.items()}}
     record = Publication(
-        samples_version=context.version,
+        samples_version=version,
         artifact=artifact.digest,
         statistics=remember(context.table.artifacts, labelled.part, reference, facts),
         config_digest=digest(context.config),

@@ -91,9 +91,11 @@ def refitted(
     )
 
 
-def recounted(delta: Delta, labeller: Labeller, on_progress: Progress, began: float, decision: str) -> ReclusterSummary:
-    """Label every row of the newest version by the model, and publish that."""
-    number = delta.clustering.begin()
+def recounted(
+    delta: Delta, labeller: Labeller, on_progress: Progress, begun: tuple[int, float], decision: str
+) -> ReclusterSummary:
+    """Label every row of the newest version by the model, and publish that as the generation that was begun, when."""
+    number, began = begun
     artifact, fitted = labeller.artifact, Fitted(labeller.reduction, labeller.model)
     labelled = label_files(
         delta.table.samples,

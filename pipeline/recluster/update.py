@@ -49,9 +49,9 @@ def recluster(
     fitted on, or when somebody else published meanwhile (then nothing has changed).
     """
     began = time.perf_counter()
-    clustering, latest = latest_of(table, name)
+    clustering, _ = latest_of(table, name)
     with threads(1):
-        return _recluster(table, clustering, latest, config, _Asked(on_progress, began, resources))
+        return _recluster(table, clustering, None, config, _Asked(on_progress, began, resources))
 
 
 def forget(table: Collection, name: str, before: Generation, on_progress: Progress = silent) -> Generation:
@@ -78,9 +78,11 @@ class _Asked:
 
 
 def _recluster(
-    table: Collection, clustering: Clustering, latest: Generation, config: ReclusterConfig, asked: _Asked
+    table: Collection, clustering: Clustering, before: Generation | None, config: ReclusterConfig, asked: _Asked
 ) -> ReclusterSummary:
     on_progress, began = asked.on_progress, asked.began
+    number = clustering.begin()  # first: whoever publishes from now on makes this fail
+    latest = before or latest_of(table, clustering.name)[1]
     labeller = read_labeller(table.artifacts, latest.artifact)
     labeller.require(table.samples.properties)
     delta = Delta.since(table, clustering, latest)
@@ -93,7 +95,7 @@ def _recluster(
     if config.mode == "refit" and latest.statistics is None:
         return refitted(delta, labeller, on_progress, asked.resources)
     if latest.statistics is None or (prototypes and delta.removed):
-        return recounted(delta, labeller, on_progress, began, "removal" if asked.removal else "assign")
+        return recounted(delta, labeller, on_progress, (number, began), "removal" if asked.removal else "assign")
     memory, apart = read_memory(table.artifacts, latest.statistics, labeller.model), True
     if not _readable(delta):
         delta = replace(delta, blind=True)
@@ -101,7 +103,6 @@ def _recluster(
         labeller, memory = recollected(delta, labeller, memory, on_progress)
         apart = False
     work = Work(config, labeller, memory, delta, on_progress, apart=apart)
-    number = clustering.begin()
     read = time.perf_counter()
     arrived = arrive(work)
     chosen = decide(work, arrived)

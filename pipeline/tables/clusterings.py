@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline.tables.delta import Change, Delta, Layout, WrittenFile
 from pipeline.tables.ending import EndedFiles, Tables, end, restore, rows_of
-from pipeline.tables.generations import Generation, GenerationsTable, Publication
+from pipeline.tables.generations import Generation, GenerationsTable, Look, Publication
 from pipeline.tables.place import Place, place
 from pipeline.tables.samples import SampleFile
 from pipeline.tables.schema import ASSIGNMENTS, CLUSTERS, MOVES, TableError
@@ -37,6 +37,7 @@ class Clustering:
         self._clusters = Delta(str(root / "clusters"), Layout(CLUSTERS, statistics=("generation",)))
         self._moves = Delta(str(root / "moves"), Layout(MOVES, statistics=("generation",)))
         self.published = GenerationsTable(root / "generations")
+        self._begun: Look | None = None
         self._covered: dict[int, dict[Extent, WrittenFile]] = {}  # by version of assignments; a version never changes
 
     @property
@@ -47,14 +48,22 @@ class Clustering:
     def begin(self) -> int:
         """The number of the next generation, from 1; makes the tables if this is the first.
 
-        Tables made before the schemas had all of their columns get the missing ones.
+        What is to be published is to be decided on what is read after this call: whoever publishes, or ends
+        generations, between it and `publish` makes that fail. Tables made before the schemas had all of their columns
+        get the missing ones.
         """
         for table in (self._assignments, self._clusters, self._moves):
             table.require_columns()
         self.published.create()
         if latest := self.latest():
             restore(self._tables, latest)
-        return self.published.next
+        self._begun = self.published.look(self.published.next)
+        return self._begun.next
+
+    def interrupt(self) -> None:
+        """Have every publication that has begun fail, as `end` does. For rows that nobody may publish any more."""
+        if self.published.exists():
+            self.published.keep(lambda rows: rows)
 
     def write_assignments(self, table: pa.Table, samples_file: SampleFile) -> WrittenFile:
         """Write the assignments of one samples file, row for row, unseen until `publish`.
@@ -95,7 +104,9 @@ class Clustering:
         writers of one generation the second gets a TableError, before it commits anything if the first was done then;
         so does a writer while whose publication generations were ended.
         """
-        look = self.published.look(generation)
+        begun = self._begun
+        look = begun if begun is not None and begun.next == generation else self.published.look(generation)
+        self.published.require(look)
 
         def require() -> None:
             self.published.require(look)

@@ -58,6 +58,7 @@ class GenerationsTable:
     def __init__(self, folder: Place) -> None:
         self.clustering = folder.parent.name
         self._delta = Delta(str(folder), Layout(GENERATIONS, statistics=("generation",)))
+        self._read_before: dict[str, list[Generation]] = {}  # by data file
 
     def create(self) -> None:
         """Make it, or add the columns that it lacks."""
@@ -139,8 +140,14 @@ class GenerationsTable:
         delete(self._delta, [each for each in unused(self._delta, (), self._delta.version) if each.path in paths])
 
     def _rows(self, files: Sequence[WrittenFile]) -> list[Generation]:
-        rows = self._delta.read_all(files).to_pylist()
-        return sorted((Generation.model_validate(row) for row in rows), key=lambda each: each.generation)
+        unread = [file for file in files if file.path not in self._read_before]
+        table, begin = self._delta.read_all(unread), 0
+        for file in unread:  # a data file is never written again
+            rows = table.slice(begin, file.rows).to_pylist()
+            self._read_before[file.path] = [Generation.model_validate(row) for row in rows]
+            begin += file.rows
+        found = [row for file in files for row in self._read_before[file.path]]
+        return sorted(found, key=lambda each: each.generation)
 
     def _read(self, path: str) -> list[Generation]:
         return [Generation.model_validate(row) for row in self._delta.read(path, None).to_pylist()]

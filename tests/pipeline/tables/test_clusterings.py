@@ -305,3 +305,14 @@ def test_tables_of_an_earlier_shoal_get_the_columns_they_lack(
     second = _publish(clustering, filled, 8)
     assert clustering.generations() == [first, second]
     assert clustering.lineage().equals(pa.concat_tables([_clusters(1, 7), _clusters(2, 8)]))
+
+
+def test_what_was_begun_before_an_interruption_is_not_published(clustering: Clustering) -> None:
+    number = clustering.begin()
+    Clustering(clustering.path).interrupt()
+    record = Publication(samples_version=1, artifact="a", config_digest="c", decision="fit")
+    with pytest.raises(TableError, match="lost a race"):
+        clustering.publish(number, [], CLUSTERS.empty_table(), MOVES.empty_table(), record)
+    assert clustering.latest() is None
+    again = clustering.publish(clustering.begin(), [], CLUSTERS.empty_table(), MOVES.empty_table(), record)
+    assert again.generation == number == 1
