@@ -92,7 +92,7 @@ def _tables(found: Diff) -> dict[str, list[dict[str, Any]]]:
     fates = [asdict(fate) for fate in found.fates]
     flows = [
         {**asdict(flow), "share_of_before": flow.images / max(found.sizes_before.get(flow.before, 0), flow.images)}
-        for flow in found.flows
+        for flow in found.flows[:LIMIT]
     ]
     return {
         "clusters": [{**fate, "parents": list(fate["parents"])} for fate in fates],

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from jobs.figures import Figures, Row, Value
 from jobs.folder import MARKER, REPORT, RunFolder
 from jobs.steps import State, Step
+from models.errors import ShoalError
 from pipeline.progress import Progress, silent
 from pipeline.removal.remove import Preview, RemovalSummary, preview, remove
 from pipeline.removal.targets import Wanted, read_targets
 from pipeline.tables.collection import RUN_FOLDER, Collection
-from pipeline.tables.place import Place
+from pipeline.tables.place import Place, opened, scratches
 
 EXAMPLES = 3
+GENERATOR = b'<meta name="generator" content="shoal">'  # as in the template of reports
+_HEAD_BYTES = 1024  # it stands before anything of the table
 _STAYS: tuple[Row, ...] = (
     {"what_stays": "the images in their shards", "because": "they are yours; a new table would have them again"},
     {"what_stays": "backbone and reduction", "because": "networks, fitted with these images among all others"},
@@ -55,14 +58,30 @@ class Remove:
 
 
 def _beside(table: Collection) -> list[Place]:
-    """Files that show rows of the table: its report, and what a run says of its rejects."""
-    files = [table.path / REPORT]
-    run = table.path.parent
-    if table.path.name == RUN_FOLDER:
-        files.append(run / REPORT)
-        if (run / MARKER).is_file():
-            files.append(RunFolder(str(run)).metrics)
-    return files
+    """Files that show rows of the table: its report, and what a run says of its rejects; nobody else's files."""
+    inside, folder = table.path / REPORT, table.path.parent
+    if table.path.name != RUN_FOLDER:
+        return [inside]
+    run = _run_in(folder)
+    if run is not None:
+        return [inside, run.report, run.metrics]
+    report = folder / REPORT
+    return [inside, *(each for each in [report, *scratches(report)] if _is_report(each))]
+
+
+def _run_in(folder: Place) -> RunFolder | None:
+    try:
+        return RunFolder(str(folder)) if (folder / MARKER).is_file() else None
+    except ShoalError:  # the marker is somebody else's
+        return None
+
+
+def _is_report(file: Place) -> bool:
+    """Whether shoal wrote it: its head says so."""
+    if not file.is_file():
+        return False
+    with opened(file) as source:
+        return GENERATOR in source.read(_HEAD_BYTES)
 
 
 def _steps(found: Preview) -> list[Step]:

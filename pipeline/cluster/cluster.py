@@ -173,8 +173,9 @@ def _named(context: _Context, fit: Fit, labelled: Labelled, latest: Generation) 
 
 
 def ids_used(clustering: Clustering) -> int:
-    """Above every id that a cluster of any generation had."""
-    return max(clustering.lineage()["cluster"].to_pylist(), default=-1) + 1
+    """Above every id that a cluster of any generation had, and those that models of generations still there gave."""
+    told = [int(json.loads(each.evidence).get("next_id", 0)) for each in clustering.generations()]
+    return max(max(clustering.lineage()["cluster"].to_pylist(), default=-1) + 1, *told, 0)
 
 
 def _summary(table: Collection, clustering: Clustering, generation: Generation, *, skipped: bool) -> ClusterSummary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 
 from models.errors import ShoalError
@@ -12,8 +13,10 @@ from pipeline.history.rollback import as_kept
 from pipeline.progress import Progress, silent
 from pipeline.tables.clusterings import Clustering, Generation, Publication
 from pipeline.tables.collection import Collection
-from pipeline.tables.schema import MOVES
+from pipeline.tables.delta import WrittenFile
+from pipeline.tables.schema import MOVES, TableError
 
+_LONGEST = 64  # characters of a number or a time
 FORMS = "a generation's number, a date (2026-11-30, its end in UTC) or a time (2026-11-30T18:00+01:00; UTC if not said)"
 
 
@@ -35,7 +38,10 @@ def assign_as_of(table: Collection, name: str, when: int | datetime, on_progress
 def found(clustering: Clustering, when: int | datetime) -> Generation:
     """The generation that is meant. Raises ShoalError if there is none, or it may have been one that has ended."""
     if isinstance(when, int):
-        return published(clustering, when)
+        try:
+            return published(clustering, when)
+        except ShoalError as error:
+            raise ShoalError(f"{error} --as-of takes {FORMS}.") from error
     there = clustering.generations()
     until = [each for each in there if each.created_at <= when]
     if not until:
@@ -66,6 +72,8 @@ def own_clustering(table: Collection, name: str, generation: Generation) -> Clus
 
 def moment(text: str) -> int | datetime:
     """What `--as-of` says: a number, or a time in UTC. Raises ShoalError for anything else."""
+    if len(text) > _LONGEST:
+        raise ShoalError(f"--as-of has {len(text):,} characters and is no date; give {FORMS}.")
     if text.isascii() and text.isdigit():
         return int(text)
     try:
@@ -83,13 +91,25 @@ _TICK = timedelta(microseconds=1)  # the resolution of `created_at`
 def _copy(
     table: Collection, source: Clustering, generation: Generation, target: Clustering, on_progress: Progress
 ) -> None:
-    """The same generation as the first of another clustering. Memory is one data file."""
+    """The same generation as the first of another clustering. Memory is one data file.
+
+    Raises ShoalError, and publishes nothing that stays, if the generation ends meanwhile.
+    """
     number = target.begin()
-    files = table.samples.files(version=generation.samples_version)
-    written = []
-    for done, file in enumerate(files):
-        written.append(target.write_assignments(source.read_assignments(generation, file), file))
-        on_progress("copy assignments", done + 1, len(files))
+    written: list[WrittenFile] = []
+    try:
+        files = table.samples.files(version=generation.samples_version)
+        for done, file in enumerate(files):
+            written.append(target.write_assignments(source.read_assignments(generation, file), file))
+            on_progress("copy assignments", done + 1, len(files))
+        clusters = as_kept(source.clusters(generation), number)
+        _require(source, generation)
+    except (ShoalError, TableError) as error:
+        for each in written:
+            with suppress(FileNotFoundError):  # a removal that is under way deletes such files, too
+                target.discard_assignments([each])
+        _require(source, generation, error)
+        raise
     record = Publication(
         samples_version=generation.samples_version,
         artifact=generation.artifact,
@@ -98,7 +118,21 @@ def _copy(
         evidence=json.dumps({"why": f"continues generation {generation.generation} of {source.name}"}),
         statistics=generation.statistics,
     )
-    target.publish(number, written, as_kept(source.clusters(generation), number), MOVES.empty_table(), record)
+    target.publish(number, written, clusters, MOVES.empty_table(), record)
+    try:
+        _require(source, generation)
+    except ShoalError:  # what looked for models that nobody needs may have done so before that was published
+        target.end([number])
+        raise
+
+
+def _require(source: Clustering, generation: Generation, cause: Exception | None = None) -> None:
+    """Raise ShoalError if the generation is no longer there."""
+    if generation.generation not in {each.generation for each in source.generations()}:
+        raise ShoalError(
+            f"Generation {generation.generation} of clustering {source.name} has ended meanwhile: retention or a "
+            "removal took its rows. Nothing was labelled; `shoal history` tells which generations are left."
+        ) from cause
 
 
 def _second(when: datetime) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -191,13 +192,14 @@ def _overlapping(sizes: tuple[dict[int, int], dict[int, int]], part: Part) -> li
         return []
     count_OC = np.zeros((len(old), len(new)), np.int64)
     row_of, column_of = ({cluster: index for index, cluster in enumerate(ids)} for ids in (old, new))
-    for (before, after), images in part.moved.items():
+    leaving: Counter[int] = Counter()
+    for (before, after), images in part.moved.items():  # once: there may be a million
+        leaving[before] += images
         if before in row_of and after in column_of:
             count_OC[row_of[before], column_of[after]] = images
     for cluster in row_of.keys() & column_of.keys():
         # What is in files that were not opened stayed: the published size tells how much.
-        leaving = sum(images for (before, _), images in part.moved.items() if before == cluster)
-        count_OC[row_of[cluster], column_of[cluster]] = max(still[cluster] - leaving, 0)
+        count_OC[row_of[cluster], column_of[cluster]] = max(still[cluster] - leaving[cluster], 0)
     size_O, size_C = _int64(still[cluster] for cluster in old), _int64(sizes[1][cluster] for cluster in new)
     found = identity.events(_int64(old), _int64(new), count_OC, size_O, size_C)
     return [

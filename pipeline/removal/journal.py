@@ -68,6 +68,6 @@ class Journal:
 
 def _delete(what: Place) -> None:
     if what.is_dir():
-        remove_tree(what)
+        remove_tree(what, strict=True)
     else:
         what.unlink(missing_ok=True)

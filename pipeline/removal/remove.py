@@ -15,6 +15,7 @@ from pipeline.removal.targets import Targets, Wanted
 from pipeline.removal.traces import delete_beside, sweep_artifacts, sweep_data_files
 from pipeline.tables.clusterings import Generation
 from pipeline.tables.collection import Collection
+from pipeline.tables.datafiles import LostFileError
 from pipeline.tables.place import Place, children
 from pipeline.tables.samples import SampleFile, SamplesTable
 from pipeline.tables.schema import OK, REJECTED
@@ -88,7 +89,8 @@ def remove(
     For samples that were removed before, what others have left of them since goes: a fit that had begun before, say.
 
     Costs the keys of the files that may hold some, and a rewrite of those that do. Raises ShoalError, and changes
-    nothing, if the table has none of the keys; ShoalError also where others keep publishing such rows.
+    nothing, if the table has none of the keys; ShoalError also where others keep publishing such rows; TableError
+    where something cannot be read or deleted, and then the same call goes on from there.
     """
     asked, earlier = _asked(table, keys), Journal(table).read()
     hits, before, unknown = _looked(table, asked, earlier, on_progress)
@@ -155,7 +157,10 @@ class _Removal:
                 continue
             try:
                 self.summary.published[name] = forget(self.table, name, newest, self._on_progress).generation
-            except ShoalError as error:  # the rows go all the same; what storage refuses is a TableError
+            except (
+                ShoalError,
+                LostFileError,
+            ) as error:  # the rows go all the same; other TableErrors are the storage's
                 self.summary.lost[name] = str(error)
 
     def end_generations(self) -> None:
@@ -163,7 +168,9 @@ class _Removal:
         holding = self._holding()
         for name in self._names():
             held = [each.generation for each in holding.get(name, [])]
-            self.table.clustering(name).end(held)  # also where there is none: it completes what was stopped
+            clustering = self.table.clustering(name)
+            clustering.end(held)  # also where there is none: it completes what was stopped
+            clustering.interrupt()  # whoever began on a version that has these rows must not publish it any more
             if held:
                 self.summary.ended.setdefault(name, []).extend(held)
         self.table.sweep_artifacts()

@@ -128,6 +128,8 @@ def _wanted(name: str, data: bytes, shard: str | None) -> Iterator[Wanted]:
     table = _csv(data) if name.endswith(".csv") else pq.read_table(pa.BufferReader(data))
     if "key" not in table.column_names:
         raise ShoalError(f"{name} has the columns {table.column_names[:9]}; expected `key`, and perhaps `shard`.")
+    if any(table.column_names.count(name) > 1 for name in ("key", "shard")):
+        raise ShoalError(f"{name} has several columns `key` or `shard`, {table.column_names[:9]}; leave one of each.")
     keys = table["key"].cast(pa.string()).to_pylist()
     shards = table["shard"].cast(pa.string()).to_pylist() if "shard" in table.column_names else [None] * len(keys)
     if None in keys:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from safetensors.numpy import load
 
-from pipeline.tables.place import Place, children, opened, place, remove_tree, write_whole
+from pipeline.tables.place import Place, children, opened, place, remove_tree, sizes, write_whole
 from pipeline.tables.schema import TableError
 from pipeline.tables.tensors import Slot, pack, read_header, read_slots, slots
 
@@ -22,6 +22,7 @@ Wanted: TypeAlias = Callable[[str], bool]  # by the name of a tensor
 
 MANIFEST, TENSORS = "artifact.json", "tensors.safetensors"
 _KIND = re.compile(r"[a-z0-9][a-z0-9_.]*(-[a-z0-9_.]+)*")
+_ATTEMPTS = 3  # of a write whose files somebody deletes
 _FOLDER_DIGITS = 12
 _FOLDER = re.compile(rf"{_KIND.pattern}-[0-9a-f]{{{_FOLDER_DIGITS}}}")
 
@@ -122,7 +123,7 @@ class ArtifactStore:
             try:
                 if _stated_digest(folder) in (digest, None):  # None: a removal that broke off
                     (folder / MANIFEST).unlink(missing_ok=True)
-                    remove_tree(folder)
+                    remove_tree(folder, strict=True)
             except OSError as error:
                 raise TableError(f"Artifact {folder} cannot be removed ({error}); check the folder.") from error
 
@@ -131,16 +132,22 @@ class ArtifactStore:
         return [path for path in children(self.root) if _FOLDER.fullmatch(path.name) and (path / MANIFEST).is_file()]
 
     def _put(self, kind: str, stored: Mapping[str, Any], packed: bytes) -> Artifact:
+        """Write it; again where `shoal remove` swept up tensors that were without a manifest yet."""
         final = self.path(kind, stored["digest"])
+        described = f"{json.dumps(stored, indent=2)}\n".encode()
         try:
-            if (final / MANIFEST).is_file():
+            if {MANIFEST, TENSORS} <= _sizes(final).keys():
                 return read_artifact(final)
-            final.mkdir(parents=True, exist_ok=True)
-            write_whole(final / TENSORS, packed)
-            write_whole(final / MANIFEST, f"{json.dumps(stored, indent=2)}\n".encode())
+            for _ in range(_ATTEMPTS):
+                with suppress(FileNotFoundError):  # the folder was swept up, or a file before it had its name
+                    final.mkdir(parents=True, exist_ok=True)
+                    write_whole(final / TENSORS, packed)
+                    write_whole(final / MANIFEST, described)
+                if _sizes(final).items() >= {(MANIFEST, len(described)), (TENSORS, len(packed))}:
+                    return Artifact(kind, stored["digest"], stored["manifest"], load(packed))
         except OSError as error:
             raise TableError(f"Artifact {final} cannot be written ({error}); check the folder.") from error
-        return Artifact(kind, stored["digest"], stored["manifest"], load(packed))
+        raise TableError(f"Artifact {final} was deleted while it was written; let `shoal remove` finish, run again.")
 
 
 def read_artifact(path: str | Place, only: Wanted | None = None) -> Artifact:
@@ -218,6 +225,14 @@ def _slots(folder: Place, header: bytes, source: pa.NativeFile) -> list[Slot]:
         raise TableError(
             f"{folder / TENSORS} is not in safetensors format ({error}); restore it, or fit again."
         ) from error
+
+
+def _sizes(folder: Place) -> dict[str, int]:
+    """Bytes of the files, by name; none where there is no folder, or a file goes during the look."""
+    try:
+        return sizes(folder)
+    except FileNotFoundError:
+        return {}
 
 
 def _stated_digest(folder: Place) -> str | None:

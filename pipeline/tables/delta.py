@@ -20,6 +20,8 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import AddAction, RemoveAction
 from pyarrow.fs import FileType
 
+from pipeline.tables import datafiles
+from pipeline.tables.datafiles import LostFileError
 from pipeline.tables.log import Layout, Transactions, Version, WrittenFile
 from pipeline.tables.schema import TableError
 from pipeline.tables.storage import delta_options, delta_path, is_url, open_filesystem
@@ -169,19 +171,14 @@ class Delta:
     def write(self, table: pa.Table, partition: str | None = None) -> WrittenFile:
         """Write rows, in the order given, to one Parquet file under a unique name that no reader sees before a commit.
 
-        To an object store it goes as one upload, which does not exist there before it is complete. Embeddings are
-        byte-stream-split and zstd-compressed. Columns that are absent and may be null become null.
-        Raises TableError if the columns are not the table's.
+        The file has its name when it is complete. Embeddings are byte-stream-split. Columns that are absent and may be
+        null become null. Raises TableError if the columns are not the table's.
         """
         rows = conform(table, self.layout.schema)
         folder = "" if self.layout.partition is None else f"{self.layout.partition.name}={partition}/"
         name = f"{folder}{uuid4().hex}.parquet"
         filesystem, root = open_filesystem(self.path)
-        if filesystem.type_name == "local":  # object stores have no folders
-            filesystem.create_dir(f"{root}/{folder}", recursive=True)
-        with filesystem.open_output_stream(f"{root}/{name}") as sink:
-            pq.write_table(rows, sink, compression="zstd", **self.layout.encodings)
-            size = sink.tell()
+        size = datafiles.write(filesystem, f"{root}/{name}", rows, self.layout.encodings)
         bounds = {column: pc.min_max(rows[column]).as_py() for column in self.layout.statistics}
         minimum, maximum = ({column: bound[side] for column, bound in bounds.items()} for side in ("min", "max"))
         return WrittenFile(name, size, rows.num_rows, partition, minimum, maximum)
@@ -195,18 +192,20 @@ class Delta:
     def read(self, file: str, rows: int | None, columns: Sequence[str] | None = None) -> pa.Table:
         """One data file in its order; columns that it was written without are null.
 
-        Raises TableError if it is gone, damaged or has another number of rows than `rows` (None: any).
+        Raises LostFileError if it is gone, damaged or has another number of rows than `rows` (None: any), TableError
+        where the storage refuses.
         """
         filesystem, root = open_filesystem(self.path)
         try:
             with filesystem.open_input_file(f"{root}/{file}") as source:
                 table = pq.ParquetFile(source).read(columns=None if columns is None else list(columns))
         except (pa.ArrowException, OSError) as error:
-            raise TableError(
+            is_lost = isinstance(error, FileNotFoundError | pa.ArrowInvalid)
+            raise (LostFileError if is_lost else TableError)(
                 f"Data file {file} of {self.path} cannot be read ({one_line(error)}); restore it or rebuild the table."
             ) from error
         if rows is not None and table.num_rows != rows:
-            raise TableError(
+            raise LostFileError(
                 f"Data file {file} of {self.path} has {table.num_rows} rows but its log entry says {rows}; "
                 "restore the file or rebuild the table."
             )

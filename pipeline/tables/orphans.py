@@ -23,7 +23,7 @@ def sweep_artifacts(store: ArtifactStore, tables: Sequence[GenerationsTable], sa
     A reduction of the newest samples stays, and models on it: a fit that is under way may have found it. Broken off
     anywhere, the next call does the rest: what an artifact needs goes before it, and the rows that name it go last.
     """
-    held = _Held(store)
+    held = Held(store)
     needed = set(held.needed(_digests_of([each for table in tables for each in table.read()])))
     removed: dict[str, None] = {}
     for table in tables:
@@ -45,7 +45,7 @@ def _digests_of(rows: Sequence[Generation]) -> set[str]:
     return {digest for row in rows for digest in row.digests}
 
 
-class _Held:
+class Held:
     """The artifacts of a store by digest, read when they are asked for, without tensors."""
 
     def __init__(self, store: ArtifactStore) -> None:

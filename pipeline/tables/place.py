@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 from uuid import uuid4
 
 import pyarrow as pa
@@ -167,7 +168,7 @@ def write_whole(path: Place, data: bytes) -> None:
     if isinstance(path, StorePath):
         path.write_bytes(data)
         return
-    scratch = path.with_name(f"{path.name}.{uuid4().hex}")  # a rename is atomic within one folder
+    scratch = path.with_name(f"{path.name}.{uuid4().hex}")  # a rename is atomic within one folder; see `scratches`
     try:
         scratch.write_bytes(data)
         _sync(scratch)
@@ -175,6 +176,12 @@ def write_whole(path: Place, data: bytes) -> None:
         _sync(path.parent)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def scratches(path: Place) -> list[Place]:
+    """What `write_whole` has left of this file where it was killed, or has not finished."""
+    name = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{32}}")
+    return [each for each in children(path.parent) if name.fullmatch(each.name)]
 
 
 @contextmanager
@@ -191,14 +198,39 @@ def opened(path: Place) -> Iterator[pa.NativeFile]:
             yield source
 
 
-def remove_tree(folder: Place) -> None:
-    """Delete a folder and what is in it, as far as that is possible."""
-    if isinstance(folder, Path):
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    with suppress(OSError):
+def remove_tree(folder: Place, *, strict: bool = False) -> None:
+    """Delete a folder and what is in it, as far as that is possible; of a link the link, not what it leads to.
+
+    Raises TableError, if `strict`, that names what is left.
+    """
+    failures = _remove_folder(folder) if isinstance(folder, Path) else _remove_prefix(folder)
+    if strict and failures:
+        name, error = failures[0]
+        raise TableError(f"{name} cannot be deleted ({one_line(error)}); check your rights, then run again.")
+
+
+def _remove_folder(folder: Path) -> list[tuple[str, OSError]]:
+    """What could not be deleted, and why."""
+    failures: list[tuple[str, OSError]] = []
+    try:
+        if folder.is_symlink():
+            folder.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(folder, onerror=lambda _, name, why: failures.append((name, cast(OSError, why[1]))))
+    except OSError as error:
+        failures.append((str(folder), error))
+    return [(name, error) for name, error in failures if os.path.lexists(name)]
+
+
+def _remove_prefix(folder: StorePath) -> list[tuple[str, OSError]]:
+    try:
         filesystem, path = open_filesystem(str(folder))
         filesystem.delete_dir(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        return [(str(folder), error)]
+    return []
 
 
 def children(folder: Place) -> list[Place]:

@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import figures_of, shoal
+from jinja2 import Environment
 
+import jobs.report
+from jobs.remove import _beside
+from pipeline.removal.traces import delete_beside
+from pipeline.tables.collection import Collection
+
+TEMPLATE = Path(jobs.report.__path__[0]) / "templates" / "report.html.j2"
 ROWS = 40
 
 
@@ -55,6 +62,28 @@ def test_keys_are_removed_of_all_shards_or_of_one(run: Path, tmp_path: Path) -> 
     shown = figures_of(tmp_path, "show", run)
     assert (shown["images"], shown["rejects"]) == (36, 0)
     assert figures_of(tmp_path, "remove", run, "k01")["removed_before"] == 1
+
+
+def test_only_what_shoal_wrote_is_deleted_beside_the_table(run: Path) -> None:
+    table = Collection.open(run)
+    leftover, backup = run / f"report.html.{'0' * 32}", run / "report.html.bak"
+    written = Environment(autoescape=True).from_string(TEMPLATE.read_text().partition("<style>")[0])
+    report = written.render(data={"title": "k" * 5000})
+    (run / "run.json").unlink()
+    backup.write_text(report)
+    leftover.write_text("mine")
+    for content, stays in (("mine", True), (report, False)):
+        (run / "report.html").write_text(content)
+        delete_beside(tuple(_beside(table)))
+        assert (run / "report.html").exists() == stays
+    assert not leftover.exists()
+    (run / "report.html").write_text("mine")
+    leftover.write_text(report)
+    (run / "run.json").write_text("{}")  # somebody else's
+    assert delete_beside(tuple(_beside(table))) == [str(leftover)]
+    assert not leftover.exists()
+    for name in ("report.html", "metrics.json", "report.html.bak"):
+        assert (run / name).exists()
 
 
 def test_what_is_not_there_is_a_sentence_and_changes_nothing(run: Path, tmp_path: Path) -> None:

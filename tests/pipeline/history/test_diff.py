@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import ItemsView
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from histories import Told
 from object_store import ObjectStore
 
 from models.errors import ShoalError
-from pipeline.history.compare import MOVED
-from pipeline.history.diff import Diff, diff
+from pipeline.history.compare import MOVED, Part
+from pipeline.history.diff import Diff, _overlapping, diff
 from pipeline.history.moved import check_output, moved_file
 from pipeline.tables.place import place
 
@@ -134,6 +135,29 @@ def test_every_pair_is_what_counting_says_its_inverse_and_nothing_for_one_and_th
             assert (found.stayed, found.moved, found.files_read, found.fates) == (len(old), 0, 0, ())
         rows = {row["key"]: (row["before"], row["after"]) for row in found.examples.to_pylist()}
         assert rows == {key: (old[key], new[key]) for key in old.keys() & new.keys() if old[key] != new[key]}
+
+
+class _Watched(Counter[tuple[int, int]]):
+    """Counts how often all flows are gone through."""
+
+    times = 0
+
+    def items(self) -> ItemsView[tuple[int, int], int]:
+        self.times += 1
+        return super().items()
+
+
+def test_flows_are_gone_through_once_however_many_clusters_there_are() -> None:
+    ids = range(40)
+    moved = _Watched({(cluster, (cluster + 1) % 40): 2 for cluster in ids})
+    moved[7, 40] = 10  # with the 2 that went on, 12 of 20 left 7
+    sizes = dict.fromkeys(ids, 20), dict.fromkeys(ids, 20) | {7: 10, 40: 10}
+    found = _overlapping(sizes, Part(moved=moved))
+    assert [(each.cluster, each.event, each.parents, each.size_before, each.size_after) for each in found] == [
+        (7, "split", (7,), 20, 10),
+        (40, "split", (7,), 0, 10),
+    ]
+    assert moved.times == 1
 
 
 def test_rows_in_no_cluster_are_noise_and_no_event(tmp_path: Path) -> None:

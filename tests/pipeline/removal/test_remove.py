@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from object_store import ObjectStore
@@ -18,16 +19,19 @@ from models.errors import ShoalError
 from pipeline.extract.resume import plan_shards
 from pipeline.removal.journal import Journal
 from pipeline.removal.remove import DELETE, RELEASE, _Removal, preview, remove
+from pipeline.removal.targets import Targets
+from pipeline.removal.traces import sweep_artifacts, sweep_data_files
 from pipeline.tables.clusterings import Publication
 from pipeline.tables.collection import Collection
 from pipeline.tables.delta import conform
 from pipeline.tables.imports import import_files
 from pipeline.tables.place import children, place
-from pipeline.tables.schema import CLUSTERS, MOVES, OK, REJECTED, REMOVED
+from pipeline.tables.schema import CLUSTERS, MOVES, OK, REJECTED, REMOVED, TableError
 from pipeline.tables.storage import open_filesystem
 from pipeline.train.checkpoints import Checkpoint, CheckpointStore
 
 Keys = list[str]
+ASSIGNMENTS = "clusterings/kmeans/assignments"
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +65,11 @@ def _leave_traces(table: Collection) -> None:
         source = folder / "artifacts" / f"{table.artifacts.read(latest.artifact).kind}-{latest.artifact[:12]}"
         unfinished = folder / "artifacts" / f"{name}-0123456789ab"
         unfinished.mkdir()
-        shutil.copy(source / "tensors.safetensors", unfinished / "tensors.safetensors.1234")
+        shutil.copy(source / "tensors.safetensors", unfinished / f"tensors.safetensors.{'0' * 32}")
         stopped = folder / "unfinished" / name / "0123"
         CheckpointStore(stopped, "run").save(Checkpoint(1, {}, load_file(source / "tensors.safetensors")))
     (folder.parent / "report.html").write_text("".join(rows["key"].to_pylist()))
-    (folder.parent / "report.html.1234").write_text("".join(rows["key"].to_pylist()))
+    (folder.parent / f"report.html.{'0' * 32}").write_text("".join(rows["key"].to_pylist()))
 
 
 def _taken(table: Collection, rows: Rows) -> Keys:
@@ -183,6 +187,76 @@ def test_killed_between_any_two_steps_it_is_completed(
     summary = remove(table, [], beside=_beside(table))
     assert summary.continued
     _check(table, before, labels, keys)
+
+
+def test_a_generation_whose_data_files_are_lost_ends_and_the_removal_is_completed(table: Collection) -> None:
+    lost = list((Path(str(table.path)) / ASSIGNMENTS).glob("*.parquet"))
+    for file in lost:
+        file.unlink()
+    summary = remove(table, [(None, sorted(Rows.of(table).x)[0])])
+    assert any(file.name in summary.lost["kmeans"] for file in lost)
+    assert summary.ended == {"kmeans": [1, 2], "dpm": [1, 2]}
+    assert summary.published == {"dpm": 3}
+    assert Journal(table).read() is None
+
+
+def test_files_of_killed_writers_go_unless_a_log_names_them(table: Collection) -> None:
+    folder = Path(str(table.path))
+    for part in ("samples/status=ok", ASSIGNMENTS):
+        source = next((folder / part).glob("*.parquet"))
+        for suffix in (".parquet", ".parquet.partial"):
+            (source.parent / f"{'0' * 32}{suffix}").write_bytes(source.read_bytes()[:-100])
+    key, *others = sorted(Rows.of(table).x)
+    summary = remove(table, [(None, key)])
+    assert summary.files >= 4
+    assert not [path for path in folder.rglob("*") if path.name.startswith("0" * 32)]
+    assert sorted(Rows.of(table).x) == others
+    named = next((folder / ASSIGNMENTS).rglob("*.parquet"))
+    named.write_bytes(named.read_bytes()[:-100])
+    with pytest.raises(TableError, match=f"{named.name} .* is damaged, and its table's log names it"):
+        sweep_data_files(table, Targets.of([(None, key)]), Targets())
+    assert named.exists()
+
+
+@pytest.mark.slow
+def test_what_cannot_be_deleted_is_told_and_the_removal_stays_unfinished(
+    table: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(str(table.path)) / "unfinished"
+    (folder / "linked").symlink_to(folder.parent.parent)
+    key = sorted(Rows.of(table).x)[0]
+    with monkeypatch.context() as patch, pytest.raises(TableError, match="cannot be deleted"):
+        patch.setattr(os, "rmdir", _refuse)
+        remove(table, [(None, key)])
+    assert Journal(table).read() is not None
+    assert remove(table, []).continued
+    assert not folder.exists()
+    assert Rows.of(table).x
+
+
+def test_an_artifact_that_another_needs_by_a_nested_digest_stays(table: Collection) -> None:
+    store, clustering = table.artifacts, table.clustering("kmeans")
+    latest = clustering.latest()
+    assert latest is not None
+    tensors = {"x": np.zeros(2)}
+    inner = store.write("statistics", {"samples_version": 0}, tensors)
+    outer = store.write("statistics", {"samples_version": 0, "inputs": {"base": [inner.digest]}}, tensors)
+    free = store.write("statistics", {"samples_version": 0, "alone": True}, tensors)
+    number = clustering.begin()
+    said = {name: getattr(latest, name) for name in Publication.model_fields if name != "parent"}
+    record = Publication(**{**said, "statistics": outer.digest})
+    clusters = pa.table({"generation": [number], "cluster": [0], "size": [1], "event": ["kept"]})
+    assert clustering.publish(number, [], conform(clusters, CLUSTERS), MOVES.empty_table(), record)
+    bare = store.write("statistics", {"samples_version": 0, "bare": True}, tensors)
+    (store.path("statistics", bare.digest) / "tensors.safetensors").unlink()  # no reason to stop
+    sweep_artifacts(table, lambda version: version == 0)
+    held = {path.name[-12:] for path in children(store.root)}
+    assert {inner.digest[:12], outer.digest[:12]} <= held
+    assert free.digest[:12] not in held
+
+
+def _refuse(path: str, **_: int) -> None:
+    raise PermissionError(1, "Operation not permitted", path)
 
 
 def test_unknown_keys_are_told_and_alone_refused(table: Collection) -> None:

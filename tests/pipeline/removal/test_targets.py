@@ -74,6 +74,8 @@ def test_lists_are_text_csv_or_parquet(tmp_path: Path) -> None:
         ("a.txt", b"\xff\xfe", "UTF-8"),
         ("a.csv", b"name\nx\n", "expected `key`"),
         ("a.parquet", b"no parquet", "cannot be read"),
+        ("a.csv", b"key,key\nx,y\n", "several columns"),
+        ("a.csv", b"key,shard,shard\nx,y,y\n", "several columns"),
     ],
 )
 def test_a_list_of_another_kind_is_a_sentence(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:

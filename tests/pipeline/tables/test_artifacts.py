@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from object_store import ObjectStore
 from safetensors.numpy import save
 
 from pipeline.tables.artifacts import ArtifactStore, read_artifact
+from pipeline.tables.place import write_whole
 from pipeline.tables.schema import TableError
 
 
@@ -189,8 +191,39 @@ def test_a_removed_artifact_is_gone_and_no_other(store: ArtifactStore, monkeypat
     assert set(store.read(two.digest).tensors) == set(_tensors())
 
 
-def _interrupted(folder: object) -> None:
+def _interrupted(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_tensors_that_are_swept_up_before_their_manifest_is_there_are_written_again(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeps: list[str] = []
+
+    def swept(path: Path, data: bytes, last: str, times: int) -> None:
+        write_whole(path, data)
+        if path.name == last and len(sweeps) < times:
+            sweeps.append(path.name)
+            (path.parent / "tensors.safetensors").unlink()
+            if last == "tensors.safetensors":
+                path.parent.rmdir()
+
+    for times, last in enumerate(("tensors.safetensors", "artifact.json"), start=1):
+        sweeps.clear()
+        monkeypatch.setattr("pipeline.tables.artifacts.write_whole", partial(swept, last=last, times=times))
+        written = store.write("dpm", {"times": times}, _tensors())
+        assert sweeps == [last] * times
+        assert set(store.read(written.digest).tensors) == set(_tensors())
+    monkeypatch.setattr("pipeline.tables.artifacts.write_whole", partial(swept, last="artifact.json", times=99))
+    with pytest.raises(TableError, match="was deleted while it was written"):
+        store.write("dpm", {"times": 99}, _tensors())
+
+
+def test_a_manifest_without_tensors_gets_them_when_it_is_written_again(store: ArtifactStore) -> None:
+    written = store.write("dpm", {}, _tensors())
+    (store.root / f"dpm-{written.digest[:12]}" / "tensors.safetensors").unlink()
+    assert store.write("dpm", {}, _tensors()).digest == written.digest
+    assert set(store.read(written.digest).tensors) == set(_tensors())
 
 
 def test_what_is_read_is_what_was_written(store: ArtifactStore) -> None:

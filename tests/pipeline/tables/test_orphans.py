@@ -99,5 +99,5 @@ def test_a_sweep_that_breaks_off_anywhere_is_finished_by_the_next(
     assert len(list(Path(clustering.path, "generations").glob("*.parquet"))) == 1
 
 
-def _interrupt(*_: object) -> None:
+def _interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt

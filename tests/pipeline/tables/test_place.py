@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from object_store import DROPPED, REFUSED, ObjectStore
 
-from pipeline.tables.place import Place, StorePath, children, place, remove_tree, sizes, write_whole
+from pipeline.tables.place import Place, StorePath, children, place, remove_tree, scratches, sizes, write_whole
 from pipeline.tables.schema import TableError
 
 
@@ -47,6 +48,42 @@ def test_what_is_written_is_there_whole_until_it_is_removed(folder: Place) -> No
     remove_tree(folder)
     assert not folder.exists()
     remove_tree(folder)
+
+
+def test_what_cannot_be_removed_is_named_where_it_matters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "kept").touch()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "stuck").touch()
+    unlink = os.unlink
+
+    def refused(path: str, **where: int) -> None:
+        if str(path).endswith("stuck"):
+            raise PermissionError(1, "Operation not permitted", path)
+        unlink(path, **where)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refused)
+        remove_tree(folder)
+        with pytest.raises(TableError, match=r"folder/stuck cannot be deleted .*not permitted"):
+            remove_tree(folder, strict=True)
+    assert [each.name for each in children(folder)] == ["stuck"]
+    for _ in range(2):
+        remove_tree(folder, strict=True)
+        assert not folder.exists()
+    folder.symlink_to(tmp_path / "elsewhere")
+    remove_tree(folder, strict=True)
+    assert not folder.is_symlink()
+    assert [each.name for each in children(tmp_path / "elsewhere")] == ["kept"]
+
+
+def test_scratches_are_what_write_whole_leaves_and_nothing_else(tmp_path: Path) -> None:
+    names = ["a.json", f"a.json.{'0' * 32}", "a.json.bak", f"a.json.{'0' * 31}", f"b.json.{'0' * 32}"]
+    for name in names:
+        (tmp_path / name).touch()
+    assert scratches(tmp_path / "a.json") == [tmp_path / names[1]]
 
 
 def test_a_folder_goes_only_when_nothing_is_in_it(folder: Place) -> None:
