@@ -124,6 +124,7 @@ def test_three_hundred_clusters(bare_report: ReportData, show: Show, width: int)
     assert page.locator("article").count() == page.locator(".chips a").count() == ReportConfig().max_clusters
 
 
+@pytest.mark.slow
 def test_what_changed_fits_the_screen(bare_report: ReportData, show: Show) -> None:
     long, counts = "unbroken" * 40, EventCounts(10**9, 10**9, 10**9, 10**9)
     fates = (Fate(0, "merged", tuple(range(10**12, 10**12 + 50)), 10**9, 10**10, -1e9), Fate(1, long, (), 0, 1))

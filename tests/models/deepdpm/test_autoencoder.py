@@ -45,6 +45,7 @@ def fit() -> Fit:
     return fitted(CONFIG, digits()[0], TRAIN.epochs)
 
 
+@pytest.mark.slow
 def test_reconstruction_falls_while_features_are_learned_and_k_grows(fit: Fit) -> None:
     error = [scalars["reconstruction"] for scalars in fit.scalars]
     assert error[-1] < 0.6 * error[0]
@@ -55,12 +56,14 @@ def test_reconstruction_falls_while_features_are_learned_and_k_grows(fit: Fit) -
     assert 6 <= count[-1] <= 20
 
 
+@pytest.mark.slow
 def test_the_codes_cluster_by_digit(fit: Fit) -> None:
     x_ND, label_N = digits()
     assert isinstance(fit.model, Clusterer)
     assert normalized_mutual_info_score(label_N, fit.model.assign(x_ND).cluster_N) > 0.6
 
 
+@pytest.mark.slow
 def test_a_saved_model_assigns_as_before(fit: Fit) -> None:
     x_ND = digits()[0][:300]
     again = load(CONFIG, safetensors.torch.load(safetensors.torch.save(fit.model.tensors())))
@@ -71,12 +74,14 @@ def test_a_saved_model_assigns_as_before(fit: Fit) -> None:
         again.assign(torch.zeros(3, 5))
 
 
+@pytest.mark.slow
 def test_a_row_is_assigned_alike_in_any_company(fit: Fit) -> None:
     x_ND = digits()[0][:50]
     whole = fit.model.assign(x_ND)
     assert torch.equal(torch.cat([fit.model.assign(row[None]).cluster_N for row in x_ND]), whole.cluster_N)
 
 
+@pytest.mark.slow
 def test_more_rows_are_folded_in_without_training(fit: Fit) -> None:
     x_ND = digits()[0]
     update = fit.model.maximize(fit.model.expect(x_ND, torch.arange(len(x_ND))), torch.Generator())

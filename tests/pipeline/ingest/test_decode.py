@@ -421,6 +421,7 @@ def test_a_verdict_survives_the_way_between_processes() -> None:
     assert (verdict.reason, verdict.detail, str(verdict)) == (Reason.corrupt_image, "why", "corrupt_image: why")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads its own size from /proc")
 def test_random_damage_neither_crashes_nor_fills_memory() -> None:
     script = Path(__file__).with_name("fuzz_decode.py")

@@ -50,6 +50,7 @@ def held_of(arrivals_ND: Tensor) -> Held:
     return Held(held_ND, torch.arange(len(held_ND)), model.assign(held_ND).component_N, weight_N, new_N)
 
 
+@pytest.mark.slow
 def test_a_cluster_among_the_arrivals_is_found_and_the_others_keep_their_ids() -> None:
     (model, x_ND), (arrived_ND, label_N) = fitted(), planted(120, 4, seed=1)
     fit = tuned(CONFIG, model, held_of(arrived_ND))

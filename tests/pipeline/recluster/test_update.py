@@ -171,7 +171,9 @@ def test_a_full_fit_keeps_the_ids_of_clusters_that_live_on(clustered: Collection
     verify(table, "dpm", summary.generation)
 
 
-@pytest.mark.parametrize("kind", ["dpm", "kmeans", "gmm"])
+@pytest.mark.parametrize(
+    "kind", ["dpm", pytest.param("kmeans", marks=pytest.mark.slow), pytest.param("gmm", marks=pytest.mark.slow)]
+)
 def test_statistics_after_ten_increments_are_those_of_one_pass(kind: str, table: Collection) -> None:
     algorithm = next(each for each in ALGORITHMS if each.kind == kind)
     cluster(table, ClusterConfig(algorithm=algorithm))

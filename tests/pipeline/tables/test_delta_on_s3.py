@@ -46,6 +46,7 @@ def test_a_table_that_is_not_there_is_a_sentence(bucket: ObjectStore) -> None:
     assert ShardsTable(f"{bucket.url}/missing").records() == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [REFUSED, DROPPED])
 def test_requests_that_fail_twice_and_then_work_are_not_noticed(
     bucket: ObjectStore, remote: SamplesTable, rows: Rows, kind: str

@@ -23,6 +23,8 @@ from pipeline.train.rows import HeldRows, Rows, SavedRows, all_rows, span
 from pipeline.train.trainer import Setting, _trained, run_worker, train_rows
 from pipeline.train.world import Alone
 
+pytestmark = pytest.mark.slow  # two processes that both import torch take half a minute to start
+
 
 @pytest.fixture(scope="module")
 def folder(saved: SavedRows, tmp_path_factory: pytest.TempPathFactory) -> Path:
