@@ -107,6 +107,8 @@ def _recluster(
     arrived = arrive(work)
     chosen = decide(work, arrived)
     seconds = {"read": read - began, "assign": time.perf_counter() - read}
+    if asked.removal:
+        chosen = replace(chosen, why="their share of the model was taken out")
     decision = "removal" if asked.removal else chosen.mode
     return _followed(Publisher(work, number, arrived, chosen, decision, seconds, asked.resources))
 
