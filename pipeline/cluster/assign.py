@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.cluster.config import digest
@@ -13,7 +12,7 @@ from pipeline.cluster.label import Against, Labelled, label_files
 from pipeline.cluster.memory import Facts, Memory, read_memory, reference_of, remember, remember_more
 from pipeline.cluster.publish import cluster_table, move_table, nothing_happened
 from pipeline.cluster.published import latest_of
-from pipeline.cluster.tally import Tally
+from pipeline.cluster.tally import Tally, counted
 from pipeline.progress import Progress, silent
 from pipeline.tables.artifacts import MANIFEST, ArtifactStore
 from pipeline.tables.clusterings import Clustering, Generation, Publication
@@ -115,8 +114,7 @@ def _publish(
         memory = read_memory(table.artifacts, parent.statistics, labeller.model)
     labelled = label_files(table.samples, work.new, clustering, labeller, on_progress, Against(memory))
     before = [] if parent is None else clustering.clusters(parent).to_pylist()
-    recount = parent is not None and work.gone
-    tally = _counted(clustering, parent, work.old) if recount else Tally.of_clusters(before)
+    tally = counted(clustering, parent, work.old) if parent and work.gone else Tally.of_clusters(before)
     tally.merge(labelled.tally)
     record = Publication(
         samples_version=work.version,
@@ -132,15 +130,6 @@ def _publish(
     covering = [*work.old, *work.new]
     files = [file for _, file in labelled.files]
     return clustering.publish(number, files, clusters, move_table(number, ()), record, covering=covering)
-
-
-def _counted(clustering: Clustering, parent: Generation | None, files: Sequence[SampleFile]) -> Tally:
-    tally = Tally()
-    if parent is None:
-        return tally
-    for file in files:
-        tally.add(clustering.read_assignments(parent, file, columns=["key", "shard", "cluster", "score"]))
-    return tally
 
 
 def _remembered(table: Collection, labeller: Labeller, memory: Memory | None, labelled: Labelled, work: _Work) -> str:

@@ -50,6 +50,12 @@ class Reduction:
         return None if self.artifact is None else (self.reducer.dim, self.reducer.transform)
 
 
+def assigned(model: Clusterer, x_ND: Tensor) -> Assignment:
+    """Assignments of rows as the model sees them, block by block."""
+    parts = [model.assign(x_nD) for x_nD in x_ND.split(_BLOCK_ROWS)]
+    return Assignment(*(torch.cat(values) for values in zip(*(vars(part).values() for part in parts), strict=True)))
+
+
 @dataclass(frozen=True)
 class Fitted:
     """Reduction and model together: what labels any embedding of the right backbone."""
@@ -63,9 +69,7 @@ class Fitted:
 
     def assign(self, x_ND: Tensor) -> Assignment:
         """Assignments of embeddings that went through the reduction, likewise."""
-        parts = [self.model.assign(x_nD) for x_nD in x_ND.split(_BLOCK_ROWS)]
-        fields = ("cluster_N", "component_N", "probability_N", "runner_up_N", "score_N")
-        return Assignment(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
+        return assigned(self.model, x_ND)
 
 
 @dataclass(frozen=True)

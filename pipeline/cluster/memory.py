@@ -139,8 +139,11 @@ class Memory:
     def with_more(self, part: Part, decay: float = 1.0) -> Part:
         """What is remembered and what came later, together."""
         stats = folded(self.stats(), decay, part.stats)
-        sample = self.sample().without(part.gone_N) + part.sample
-        return Part(stats, sample, part.arrivals, self.rows + part.rows)
+        return Part(stats, self.sample_with(part), part.arrivals, self.rows + part.rows)
+
+    def sample_with(self, part: Part) -> Sample:
+        """A uniform sample of all rows and of what came later, without those that went."""
+        return self.sample().without(part.gone_N) + part.sample
 
     @cached_property
     def _whole_stats(self) -> Stats:

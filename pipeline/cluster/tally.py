@@ -8,6 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from pipeline.tables.clusterings import Clustering, Generation
+from pipeline.tables.samples import SampleFile
+
+TALLIED = ["key", "shard", "cluster", "score"]  # columns of assignments that sizes and medoids follow from
+
 
 @dataclass
 class Tally:
@@ -60,3 +65,11 @@ class Tally:
         """The medoid, where it scores higher than the one so far: score, key, shard."""
         if cluster not in self.medoids or medoid[0] > self.medoids[cluster][0]:
             self.medoids[cluster] = medoid
+
+
+def counted(clustering: Clustering, generation: Generation, files: Iterable[SampleFile]) -> Tally:
+    """Of the rows of these files as a generation labels them, which is read for it."""
+    tally = Tally()
+    for file in files:
+        tally.add(clustering.read_assignments(generation, file, columns=TALLIED))
+    return tally

@@ -12,13 +12,11 @@ import torch
 
 from models.clusterer import Assignment
 from pipeline.cluster.label import Gathered, assignment_table
-from pipeline.cluster.tally import Tally
+from pipeline.cluster.tally import Tally, counted
 from pipeline.recluster.depart import depart
 from pipeline.recluster.rows import index_of, only
 from pipeline.recluster.work import Arrived, Work
 from pipeline.tables.samples import SampleFile
-
-_TALLIED = ["key", "shard", "cluster", "score"]
 
 
 def arrive(work: Work) -> Arrived:
@@ -57,8 +55,6 @@ def _tally(work: Work, added: Tally) -> Tally:
     if not delta.removed:
         whole = Tally.of_clusters(work.clustering.clusters(work.before).to_pylist())
     else:
-        whole = Tally()
-        for file in delta.same:
-            whole.add(work.clustering.read_assignments(work.before, file, columns=_TALLIED))
+        whole = counted(work.clustering, work.before, delta.same)
     whole.merge(added)
     return whole

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from models.clusterer import Clusterer, Move, Stats
+from models.clusterer import Clusterer, Move
 from models.deepdpm.model import DeepDPM
 from models.drift import Arrivals
 from models.identity import Event
@@ -99,7 +99,7 @@ class Publisher:
         rows = sum(refined.tally.sizes.values())
         changed = {"samples_version": version, "rows": rows}
         artifact = write_model(work.table, work.labeller.artifact, refined.model, changed)
-        part = replace(self._whole(refined.stats), rows=rows)
+        part = Part(refined.stats, work.memory.sample_with(self.arrived.part), Arrivals.none(), rows)
         reference = reference_of(refined.model, part.sample, refined.tally.sizes)
         facts = self._facts(artifact.digest, version)
         facts = facts if folds is None else replace(facts, folds=folds)
@@ -161,11 +161,6 @@ class Publisher:
         events = Counter(work.clustering.events(found.generation)["event"].to_pylist())
         self._retain()
         return self._summary(found.generation, events, seconds=seconds, rewritten=len(work.delta.files))
-
-    def _whole(self, stats: Stats) -> Part:
-        """What all rows leave behind, arrivals included, without those that went; no arrivals since."""
-        whole = self.work.memory.with_more(self.arrived.part, self.work.decay)
-        return replace(whole, stats=stats, arrivals=Arrivals.none())
 
     def _facts(self, model: str, made: int) -> Facts:
         memory = self.work.memory

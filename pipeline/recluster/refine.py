@@ -16,6 +16,7 @@ from models.clusterer import Assignment, Clusterer, Stats
 from models.dpm.counting import EMPTY
 from models.dpm.mixture import DPM, DPMStats
 from models.increment import Refinable, folded, scaled
+from pipeline.cluster.fitted import assigned
 from pipeline.recluster.hold import AtHand, Places, hold
 from pipeline.recluster.relabel import Anew, Names, Refined, relabel
 from pipeline.recluster.rows import index_of
@@ -35,10 +36,9 @@ def refine(work: Work, arrived: Arrived, decision: Decision, rng: torch.Generato
     """
     model = work.labeller.model
     assert isinstance(model, Refinable)  # noqa: S101  the caller asks for a full fit of others
-    stats = folded(work.memory.stats(), work.decay, arrived.part.stats)
+    whole = work.memory.with_more(arrived.part, work.decay)
     at_hand = hold(work, arrived, decision)
-    sample = work.memory.sample().without(arrived.part.gone_N) + arrived.part.sample
-    found = model.refined(at_hand.held, stats, sample.x_MD, rng)
+    found = model.refined(at_hand.held, whole.stats, whole.sample.x_MD, rng)
     refined = Refined(found.model, found.stats, found.moves)
     anew = _labelled(refined, at_hand, found.component_N)
     names = Names.of(model, found.model, dict(found.heir))
@@ -83,7 +83,7 @@ def stepped(work: Work, arrived: Arrived, rng: torch.Generator) -> Refined:
 def _labelled(refined: Refined, at_hand: AtHand, component_H: Tensor) -> dict[str, Anew]:
     """Rows at hand as the new model labels them, and counted so: their labels are those of any row like them."""
     held, model = at_hand.held, refined.model
-    found = _assign(model, held.x_ND)
+    found = assigned(model, held.x_ND)
     if model.hard:
         moved = torch.nonzero(found.component_N != component_H).flatten()
         rows, weight = held.x_ND[moved], held.weight_N[moved]
@@ -124,7 +124,7 @@ def _settle(
         raise TooMuchError(f"clusters were split that {rows:,} of {all_rows:,} rows are in")
     for done, (file, row_n, component_N) in enumerate(files):
         read, index_n = work.rows(file), torch.from_numpy(row_n)
-        found = _assign(model, read.x_ND[index_n])
+        found = assigned(model, read.x_ND[index_n])
         weight_n = torch.full((len(row_n),), work.weight(file), dtype=torch.float64)
         before_n = index_of(model.component_K, component_N[row_n])
         refined.stats = _moved(model, refined.stats, read.x_ND[index_n], (before_n, found.component_N, weight_n))
@@ -146,8 +146,3 @@ def _both(one: Anew | None, other: Anew) -> Anew:
         return other
     pairs = zip(vars(one.found).values(), vars(other.found).values(), strict=True)
     return Anew(np.concatenate([one.row_n, other.row_n]), Assignment(*(torch.cat(pair) for pair in pairs)))
-
-
-def _assign(model: Clusterer, x_ND: Tensor) -> Assignment:
-    parts = [model.assign(x_nD) for x_nD in x_ND.split(65_536)]
-    return Assignment(*(torch.cat(values) for values in zip(*(vars(part).values() for part in parts), strict=True)))

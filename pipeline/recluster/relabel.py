@@ -17,14 +17,12 @@ from torch import Tensor
 from models.clusterer import NOISE, Assignment, Clusterer, Move, Stats
 from models.identity import Overlap, overlap, summed
 from pipeline.cluster.label import assignment_table
-from pipeline.cluster.tally import Tally
+from pipeline.cluster.tally import TALLIED, Tally
 from pipeline.recluster.rows import index_of
 from pipeline.recluster.work import Arrived, Work
 from pipeline.tables.delta import WrittenFile
 from pipeline.tables.samples import SampleFile
 from pipeline.tables.schema import ASSIGNMENTS
-
-_TALLIED = ["key", "shard", "cluster", "score"]
 
 
 @dataclass
@@ -117,7 +115,7 @@ class _Relabelling:
         if wanted:
             whole = Tally()
             for file, written in self.sources:
-                labels = self._labels(file, written, _TALLIED)
+                labels = self._labels(file, written, TALLIED)
                 whole.add(labels.filter(pc.is_in(labels["cluster"], value_set=pa.array(sorted(wanted), pa.int64()))))
             medoids |= whole.medoids
         return Tally(self.tally.sizes, medoids)
@@ -169,7 +167,7 @@ class _Relabelling:
         if anew is not None:
             changed_N[anew.row_n] = True
         moved = Tally()
-        moved.add(new.select(_TALLIED).filter(pa.array(changed_N)))
+        moved.add(new.select(TALLIED).filter(pa.array(changed_N)))
         for cluster, medoid in moved.medoids.items():
             self.tally.propose(cluster, medoid)
 
