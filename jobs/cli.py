@@ -11,8 +11,10 @@ from typer.core import TyperGroup
 
 from jobs import lineage_commands
 from jobs.command import backbone_sets, carry_out, finish, reject_sets, run_now
+from jobs.deploy import commands as deploy_commands
 from jobs.options import NONE, BackboneOption, ConfigFile, DryRun, Json, Name, Rejects, Sets, Table
 from jobs.outcome import Missed, sentences, warn_in_sentences
+from jobs.submit import commands as submit_commands
 
 
 class _Commands(TyperGroup):
@@ -325,6 +327,8 @@ def bench(
 
 
 lineage_commands.register(app)
+submit_commands.register(app)
+deploy_commands.register(app)
 app.add_typer(config_app, name="config")
 
 

@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from jobs.context import RayConfig
+from jobs.deploy.config import DeployConfig
 from jobs.overrides import explain, merge, parse_sets, read_yaml
 from jobs.report.data import ReportConfig
 from models.backbone_config import BackboneConfig
@@ -36,9 +37,26 @@ class ImportConfig(Config):
     l2_normalise: bool = Field(default=False, description="scale each embedding to length 1")
 
 
+class CollectionConfig(Config):
+    """What is known of the images before anything is read, for the estimates of --dry-run; null: what is found."""
+
+    images: int | None = Field(default=None, ge=1)
+    image_bytes: int | None = Field(default=None, ge=1, description="of an image as it is stored, on average")
+
+
 class RunConfig(Config):
     """Settings of `shoal run` and of each of its steps."""
 
+    collection: CollectionConfig = Field(default_factory=CollectionConfig)
+    scale: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="part of everything: images, epochs, batches, workers; to try a large run on a small machine",
+    )
+    learn: bool = Field(
+        default=False, description="`shoal run` first learns the backbone from the images, as `train` says"
+    )
     shards: ShardConfig = Field(default_factory=ShardConfig)
     decode: DecodeConfig = Field(default_factory=DecodeConfig)
     backbone: BackboneConfig = Field(default_factory=BackboneConfig)
@@ -55,6 +73,7 @@ class RunConfig(Config):
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     report: ReportConfig = Field(default_factory=ReportConfig)
     ray: RayConfig = Field(default_factory=RayConfig)
+    deploy: DeployConfig = Field(default_factory=DeployConfig, description="of `shoal render`: machines and storage")
     max_reject_fraction: float = Field(
         default=0.05, ge=0, le=1, description="of samples; above it a run ends with exit code 1"
     )
@@ -82,7 +101,7 @@ def as_yaml(config: Config) -> str:
 
 def digest(config: RunConfig) -> str:
     """12 hex digits that name the settings which the results of a run depend on."""
-    settings: dict[str, Any] = config.model_dump(mode="json", exclude={"ray", "recluster"})
+    settings: dict[str, Any] = config.model_dump(mode="json", exclude={"ray", "recluster", "deploy", "collection"})
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -36,6 +36,9 @@ class RayConfig(Config):
     object_store_bytes: int | None = Field(
         default=None, ge=80_000_000, description="object store of a local Ray; null: 15 % of memory, at most 2 GB"
     )
+    wait_s: float = Field(
+        default=0, ge=0, description="how long to wait for machines that a cluster has not got yet, and asks for"
+    )
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Clusters that are yet to be: manifests for Kubernetes, Slurm and Ray's launcher, from the settings of a run."""

@@ -1,0 +1,9 @@
+"""`shoal render`: arguments to a job, and nothing else."""
+
+from __future__ import annotations
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
