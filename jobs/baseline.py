@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from jobs.cluster import choose, figures_of, plan_of
+from jobs.cluster import choose, figures_of, plan_of, ray_for
 from jobs.config import RunConfig
-from jobs.context import local_ray
 from jobs.figures import Figures
 from jobs.steps import Step
 from models.kmeans import KMeansConfig
@@ -39,7 +38,7 @@ class Baseline:
         began = time.perf_counter()
         table = Collection.open(self.table)
         settings = self._settings(table)
-        with local_ray(self.config.ray, needed=settings.workers > 1):
+        with ray_for(settings, self.config.ray, on_progress):
             summary = cluster(table, settings, NAME, on_progress)
         return figures_of("baseline", summary, time.perf_counter() - began)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jobs import lineage_commands
+from jobs import journal, lineage_commands
 from jobs.command import backbone_sets, carry_out, finish, reject_sets, run_now
 from jobs.deploy import commands as deploy_commands
 from jobs.options import NONE, BackboneOption, ConfigFile, DryRun, Json, Name, Rejects, Sets, Table
@@ -23,6 +23,11 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         with sentences():
             return super().invoke(ctx)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        found = super().resolve_command(ctx, args)
+        journal.begin(found[0])
+        return found
 
 
 _PLAIN: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "rich_markup_mode": None}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from jobs.config import RunConfig
-from jobs.context import local_ray
+from jobs.context import RayConfig, local_ray
 from jobs.figures import Figures, Value
+from jobs.room import bundles
 from jobs.steps import State, Step
 from models.errors import ShoalError
 from pipeline.cluster.cluster import ClusterSummary, cluster
@@ -31,9 +33,18 @@ class Cluster:
     def run(self, on_progress: Progress) -> Figures:
         """Raises ShoalError for a table without embeddings."""
         began = time.perf_counter()
-        with local_ray(self.config.ray, needed=self.config.cluster.workers > 1):
+        with ray_for(self.config.cluster, self.config.ray, on_progress):
             summary = cluster(Collection.open(self.table), self.config.cluster, self.name, on_progress)
         return figures_of("cluster", summary, time.perf_counter() - began)
+
+
+def ray_for(settings: ClusterConfig, ray: RayConfig, on_progress: Progress) -> AbstractContextManager[None]:
+    """The Ray session of a fit: one worker needs none, and only tells a cluster that is named of itself."""
+    several = settings.workers > 1
+    fit, train = settings.fit, settings.train
+    each = (train.cpus_per_worker, train.gpus_per_worker or 0) if settings.trained else (fit.threads, 0)
+    room = bundles(settings.workers, *each) if several else ()
+    return local_ray(ray, needed=several, room=room, on_progress=on_progress)
 
 
 def plan_of(step: str, table: Collection, name: str | None, config: ClusterConfig) -> Step:

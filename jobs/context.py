@@ -5,16 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 from pydantic import Field
 
+from jobs.journal import current
+from jobs.room import Room, room_for
 from models.config import Config
 from models.errors import ShoalError
+from pipeline.progress import Progress, silent
 
 _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -42,17 +48,25 @@ class RayConfig(Config):
 
 
 @contextmanager
-def local_ray(config: RayConfig, *, needed: bool = True, preload: str | None = None) -> Iterator[None]:
+def local_ray(
+    config: RayConfig,
+    *,
+    needed: bool = True,
+    preload: str | None = None,
+    room: Room = (),
+    on_progress: Progress = silent,
+) -> Iterator[None]:
     """A Ray session for the commands inside; what it started it stops, and a session already open is left alone.
 
-    Nothing where none is `needed`. The module `preload` is imported first: once Ray is up, the machine has its workers
-    to start. Takes 4-7 s to start. Raises ShoalError when the cluster of `address` does not
-    answer.
+    Nothing where none is `needed`, unless a cluster is named: then its dashboard is to know of the work. The module
+    `preload` is imported first: once Ray is up, the machine has its workers to start. `room` is what the work inside
+    wants at once, such as `[{"CPU": 2, "GPU": 1}] * 8`: with `wait_s` a cluster is asked for it, and waited for. Takes
+    4-7 s to start, a tenth of a second to join. Raises ShoalError when the cluster of `address` does not answer.
     """
-    if not needed:
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    if not needed and (address == "local" or not _answers(address)):
         yield
         return
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     _prepare_environment(own=address == "local")
     import ray  # noqa: PLC0415  only now: its C++ part reads the environment when it loads
 
@@ -63,11 +77,53 @@ def local_ray(config: RayConfig, *, needed: bool = True, preload: str | None = N
         yield
         return
     _check_reachable(address)
-    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **_options(config, address))
+    with _signals_kept():
+        ray.init(
+            address=address,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            job_config=ray.job_config.JobConfig(metadata=_metadata()),
+            **_options(config, address),
+        )
+    try:
+        with room_for(room, config.wait_s, on_progress):
+            yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray would take SIGTERM for itself, and end the process as one that met a defect."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _metadata() -> dict[str, str]:
+    """What Ray's dashboard shows of the work, beside what `shoal submit` said of it."""
+    work = current()
+    told = {
+        "shoal_run": work.run,
+        "shoal_command": work.command,
+        "shoal_config": work.config,
+        "shoal_output": work.output,
+        "shoal_version": version("shoal"),
+    }
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _answers(address: str) -> bool:
+    try:
+        _check_reachable(address)
+    except ShoalError:
+        return False
+    return True
 
 
 def _check_reachable(address: str) -> None:

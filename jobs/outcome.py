@@ -7,12 +7,16 @@
 from __future__ import annotations
 
 import errno
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import typer
 
+from jobs import journal
 from models.errors import ShoalError
 
 MISSED, REFUSED, INTERRUPTED = 1, 2, 130
@@ -31,18 +35,46 @@ class Missed(Exception):  # noqa: N818  not an error: everything asked for was d
 
 @contextmanager
 def sentences() -> Iterator[None]:
-    """Turn what users can put right into a sentence and an exit code; what is a defect keeps its traceback."""
+    """Turn what users can put right into a sentence and an exit code; what is a defect keeps its traceback.
+
+    SIGTERM, by which schedulers and `shoal jobs stop` end a job, is Ctrl-C.
+    """
+    journal.begin()
+    with _interrupted_by_sigterm():
+        try:
+            yield
+        except (KeyboardInterrupt, Missed, Exception) as error:
+            state, code, sentence = ended(error)
+            if sentence is None:
+                raise
+            _leave(sentence, code, state)
+
+
+def ended(error: BaseException) -> tuple[str, int, str | None]:
+    """The state in which an error leaves the work, the exit code, and the sentence: None for a defect of shoal."""
+    if isinstance(error, KeyboardInterrupt):
+        sentence = "Interrupted; what was committed is kept, and the same command continues from there."
+        return journal.INTERRUPTED, INTERRUPTED, sentence
+    if isinstance(error, Missed):
+        return journal.FINISHED, MISSED, str(error)
+    explained = explain(error) if isinstance(error, Exception) else None
+    return journal.FAILED, 1 if explained is None else REFUSED, explained
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only there signals have handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
-    except KeyboardInterrupt:
-        _leave("Interrupted; what was committed is kept, and the same command continues from there.", INTERRUPTED)
-    except Missed as missed:
-        _leave(str(missed), MISSED)
-    except Exception as error:
-        sentence = explain(error)
-        if sentence is None:
-            raise
-        _leave(sentence, REFUSED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def explain(error: Exception) -> str | None:
@@ -77,9 +109,17 @@ def warn_in_sentences() -> None:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    typer.echo(f"Warning: {' '.join(str(message).split())}", err=True)
+    sentence = " ".join(str(message).split())
+    if journal.as_json():
+        journal.warn(sentence)
+    else:
+        typer.echo(f"Warning: {sentence}", err=True)
 
 
-def _leave(sentence: str, code: int) -> None:
-    typer.echo(" ".join(sentence.split()), err=True)
+def _leave(sentence: str, code: int, state: str) -> None:
+    sentence = " ".join(sentence.split())
+    if journal.as_json():
+        journal.last_words(sentence, code, state)
+    else:
+        typer.echo(sentence, err=True)
     raise typer.Exit(code)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-from jobs.cluster import Cluster, choose
+from jobs.cluster import Cluster, choose, ray_for
 from jobs.config import RunConfig
-from jobs.context import local_ray
 from jobs.figures import Figures, Row, Value
 from jobs.steps import Job, State, Step
 from pipeline.cluster.config import digest
@@ -46,7 +45,7 @@ class Recluster:
         began = time.perf_counter()
         table = Collection.open(self.table)
         name = choose(table, self.name, self.config)
-        with local_ray(self.config.ray, needed=self.config.cluster.workers > 1):
+        with ray_for(self.config.cluster, self.config.ray, on_progress):
             summary = recluster(table, self.config.recluster, name, on_progress, self.config.cluster)
             clustering = table.clustering(summary.name)
             publish_gauges(clustering, summary.generation)

@@ -14,17 +14,18 @@ from rich.text import Text
 
 from jobs.brief import legible
 from jobs.figures import Figures, Row, Value, shown, words
+from jobs.journal import as_json
 from pipeline.progress import Progress, silent
 
 WIDE = 240  # columns of a file or a pipe, so that nothing is cut there
 
 
 @contextmanager
-def progress() -> Iterator[Progress]:
-    """A listener that draws one bar per step on a terminal, and says nothing anywhere else."""
+def progress(also: Progress = silent) -> Iterator[Progress]:
+    """A listener that tells `also`, and draws one bar per step on a terminal; anywhere else it draws nothing."""
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield silent
+    if as_json() or not console.is_terminal:
+        yield also
         return
     columns = (
         SpinnerColumn(),
@@ -34,7 +35,13 @@ def progress() -> Iterator[Progress]:
         TimeElapsedColumn(),
     )
     with Bars(*columns, console=console, transient=True) as bars:
-        yield _Listener(bars)
+        listener = _Listener(bars)
+
+        def both(step: str, done: int, total: int | None) -> None:
+            also(step, done, total)
+            listener(step, done, total)
+
+        yield both
 
 
 class _Listener:
