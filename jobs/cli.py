@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jobs import journal, lineage_commands
-from jobs.command import backbone_sets, carry_out, finish, reject_sets, run_now
+from jobs import journal, lineage_commands, look_commands
+from jobs.command import backbone_sets, carry_out, finish, reject_sets
 from jobs.deploy import commands as deploy_commands
 from jobs.options import NONE, BackboneOption, ConfigFile, DryRun, Json, Name, Rejects, Sets, Table
 from jobs.outcome import Missed, sentences, warn_in_sentences
@@ -37,7 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     **_PLAIN,
 )
-config_app = typer.Typer(help="The settings: as they are resolved, or as a JSON schema.", **_PLAIN)
 
 
 @app.command()
@@ -255,20 +254,6 @@ def report(
     carry_out(lambda settings: Report(table, output, name, settings), config, sets, dry_run, json)
 
 
-@app.command()
-def show(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A table, a run's folder, an artifact or a shard.")],
-    json: Json = None,
-) -> None:
-    """What is this table, run, artifact or shard?
-
-    Versions, rows, dimension, lineage and sizes.
-    """
-    from jobs.show import Show
-
-    run_now(Show(path), json)
-
-
 @app.command("import")
 def import_(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help=".npy, .npz, .parquet, .arrow or .safetensors")],
@@ -284,22 +269,6 @@ def import_(
 
     sets = [*sets, *reject_sets(max_reject_fraction)]
     carry_out(lambda settings: Import(tuple(files), output, settings), config, sets, dry_run, json)
-
-
-@config_app.command("show")
-def config_show(config: ConfigFile = None, sets: Sets = NONE) -> None:
-    """The settings as a run would use them, as YAML."""
-    from jobs.settings import as_resolved
-
-    typer.echo(as_resolved(config, sets), nl=False)
-
-
-@config_app.command("schema")
-def config_schema() -> None:
-    """What settings there are, as a JSON schema."""
-    from jobs.settings import as_schema
-
-    typer.echo(as_schema(), nl=False)
 
 
 @app.command()
@@ -332,9 +301,9 @@ def bench(
 
 
 lineage_commands.register(app)
+look_commands.register(app, **_PLAIN)
 submit_commands.register(app)
 deploy_commands.register(app)
-app.add_typer(config_app, name="config")
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import Field
 
-from jobs.journal import current
+from jobs.journal import RUN_ID, current, submission
 from jobs.room import Room, room_for
 from models.config import Config
 from models.errors import ShoalError
@@ -83,6 +83,7 @@ def local_ray(
             logging_level=logging.ERROR,
             log_to_driver=False,
             job_config=ray.job_config.JobConfig(metadata=_metadata()),
+            runtime_env=_environment(own=address == "local"),
             **_options(config, address),
         )
     try:
@@ -116,6 +117,12 @@ def _metadata() -> dict[str, str]:
         "shoal_version": version("shoal"),
     }
     return {name: value for name, value in told.items() if value is not None}
+
+
+def _environment(own: bool) -> dict[str, Any] | None:
+    """What workers on other machines are to know; those of our own Ray, and of a submitted job, know it."""
+    run = os.environ.get(RUN_ID)
+    return None if own or not run or submission() else {"env_vars": {RUN_ID: run}}
 
 
 def _answers(address: str) -> bool:

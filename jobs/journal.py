@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import socket
 import sys
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 LOG, RUN_ID = "SHOAL_LOG", "SHOAL_RUN_ID"
 STATUS = "status.json"
 EVERY_S, STORE_EVERY_S = 5.0, 60.0  # between two lines, or two writes of the status; to a store each is a request
-_STEP = ("step", "done", "total", "seconds")
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray gives to the process of a submitted job
 
@@ -118,12 +118,13 @@ class Journal:
     def __init__(self, work: Work, home: Callable[[], Place | None] = lambda: None) -> None:
         self._home = home
         self._work = work
-        self._began = time.monotonic()
+        self._began = self._moved_at = time.monotonic()
         self._steps: dict[str, dict[str, Any]] = {}
         self._status: dict[str, Any] = {}
         self._fixed = {"started": now(), "host": socket.gethostname(), "pid": os.getpid(), "job": submission()}
         self._told_at = self._wrote_at = 0.0
         self._changed = self._due = self._failed = self._identified = False
+        self._named: str | None = None  # the run, from outside
         self._lock = RLock()
         self._over = Event()
         self._thread = Thread(target=self._watch, daemon=True)
@@ -131,6 +132,8 @@ class Journal:
     def __enter__(self) -> Self:
         self._work = self._identify(self._work)
         _now.work = self._work
+        self._named = os.environ.get(RUN_ID)
+        os.environ[RUN_ID] = self._work.run or ""  # for metrics, in whatever process of ours
         self._tell("info", "started", job=self._fixed["job"])
         self._thread.start()
         return self
@@ -139,14 +142,18 @@ class Journal:
         """Ends without a word: `end` has it."""
         self._over.set()
         self._thread.join()
+        if self._named is None:
+            os.environ.pop(RUN_ID, None)
+        else:
+            os.environ[RUN_ID] = self._named
 
     def __call__(self, step: str, done: int, total: int | None) -> None:
         """A step is so far. What follows a comma in its name is detail."""
         name, _, detail = step.partition(",")
         with self._lock:
             fresh = name != self._status.get("step")
-            known = self._steps.setdefault(name, {"step": name, "began": time.monotonic(), "seconds": 0.0})
-            known |= {"done": done, "total": total, "seconds": time.monotonic() - known["began"]}
+            self._count_time()
+            self._steps.setdefault(name, {"step": name, "seconds": 0.0}).update(done=done, total=total)
             _now.step = name
             self._status = {"step": name, "done": done, "total": total, "detail": detail.strip() or None}
             self._changed = True
@@ -158,12 +165,20 @@ class Journal:
         """Tell how it ended."""
         self._over.set()
         self._thread.join()
+        self._count_time()
         level = "info" if code == 0 else "warning" if state == FINISHED else "error"
         more = {"exit_code": code, "message": message, "seconds": round(time.monotonic() - self._began, 3)}
         self._tell(level, state, **{"step": _now.step, **more, "figures": figures})
         _now.over = True
         self._status |= more
         self._write(state)
+
+    def _count_time(self) -> None:
+        """What went by since the last call went into the step that was told of then."""
+        moment, since = time.monotonic(), self._moved_at
+        self._moved_at = moment
+        if "step" in self._status:
+            self._steps[self._status["step"]]["seconds"] += moment - since
 
     def _watch(self) -> None:
         """Only this thread writes before the end: a store may take long, and the work is not to wait for it."""
@@ -190,7 +205,7 @@ class Journal:
             self._identified = True
             self._work = _now.work = _followed(self._work, home)
         with self._lock:
-            steps = [{name: each[name] for name in _STEP} for each in self._steps.values()]
+            steps = [{**each, "seconds": round(each["seconds"], 3)} for each in self._steps.values()]
             line = self._work.line("info", "status", **self._status)
         whole = {**line, "state": state, **self._fixed, "output": self._work.output, "steps": steps}
         try:
@@ -205,7 +220,7 @@ class Journal:
         if home is not None:
             self._identified = True
             return _followed(work, home)
-        return replace(work, run=os.environ.get(RUN_ID) or secrets.token_hex(6), attempt=1)
+        return replace(work, run=_id(os.environ.get(RUN_ID)) or secrets.token_hex(6), attempt=1)
 
     @property
     def _pause_s(self) -> float:
@@ -224,7 +239,12 @@ def read_status(folder: Place) -> dict[str, Any] | None:
 def _followed(work: Work, home: Place) -> Work:
     """`work` as the next attempt of the run in `home`, or under the name that SHOAL_RUN_ID gives it."""
     before = read_status(home) or {}
-    run, attempt = before.get("run"), before.get("attempt")
-    run = os.environ.get(RUN_ID) or (run if isinstance(run, str) else None) or work.run or secrets.token_hex(6)
-    same = isinstance(attempt, int) and run == before.get("run")
-    return replace(work, run=run, attempt=attempt + 1 if same and isinstance(attempt, int) else 1)
+    attempt = before.get("attempt")
+    run = _id(os.environ.get(RUN_ID)) or _id(before.get("run")) or work.run or secrets.token_hex(6)
+    again = isinstance(attempt, int) and run == before.get("run")
+    return replace(work, run=run, attempt=attempt + 1 if again and isinstance(attempt, int) else 1)
+
+
+def _id(found: object) -> str | None:
+    """What may name a run in lines, metrics and environments; None for anything else."""
+    return found if isinstance(found, str) and re.fullmatch(r"[\w.-]{1,64}", found, re.ASCII) else None

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import typer
 
 from jobs import journal
+from jobs.brief import legible
 from models.errors import ShoalError
 
 MISSED, REFUSED, INTERRUPTED = 1, 2, 130
@@ -113,7 +114,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     if journal.as_json():
         journal.warn(sentence)
     else:
-        typer.echo(f"Warning: {sentence}", err=True)
+        typer.echo(f"Warning: {legible(sentence)}", err=True)
 
 
 def _leave(sentence: str, code: int, state: str) -> None:
@@ -121,5 +122,5 @@ def _leave(sentence: str, code: int, state: str) -> None:
     if journal.as_json():
         journal.last_words(sentence, code, state)
     else:
-        typer.echo(sentence, err=True)
+        typer.echo(legible(sentence), err=True)
     raise typer.Exit(code)
