@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from jobs.figures import Figures, Row, Value
 from jobs.folder import MARKER, REPORT, RunFolder
+from jobs.journal import STATUS
 from jobs.steps import State, Step
 from models.errors import ShoalError
 from pipeline.progress import Progress, silent
@@ -64,7 +65,7 @@ def _beside(table: Collection) -> list[Place]:
         return [inside]
     run = _run_in(folder)
     if run is not None:
-        return [inside, run.report, run.metrics]
+        return [inside, run.report, run.metrics, run.path / STATUS]  # a refusal in it may name a sample
     report = folder / REPORT
     return [inside, *(each for each in [report, *scratches(report)] if _is_report(each))]
 
