@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +15,7 @@ from jobs import journal, lineage_commands, look_commands
 from jobs.command import backbone_sets, carry_out, finish, reject_sets
 from jobs.deploy import commands as deploy_commands
 from jobs.options import NONE, BackboneOption, ConfigFile, DryRun, Json, Name, Rejects, Sets, Table
-from jobs.outcome import Missed, sentences, warn_in_sentences
+from jobs.outcome import INTERRUPTED, Missed, sentences, warn_in_sentences
 from jobs.submit import commands as submit_commands
 
 
@@ -309,4 +311,11 @@ deploy_commands.register(app)
 def main() -> None:
     """Where the command starts."""
     warn_in_sentences()
-    app(prog_name="shoal")
+    try:
+        app(prog_name="shoal")
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:  # threads of Ray's that were cut short may crash what Python does at its end
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        raise
