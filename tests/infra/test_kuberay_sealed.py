@@ -1,0 +1,126 @@
+"""Head, worker and submitter of `overlays/kind/job` under the restrictions that their manifests ask for, without Kubernetes.
+
+Linux namespaces stand in for pods: root read-only but for /tmp, /dev/shm and /data, uid 1000 of group 0, no capability, no
+new privileges, no network but loopback, token authentication. What runs is what KubeRay 1.7 makes of the manifest
+(`generateRayStartCommand` in pod.go, `BuildJobSubmitCommand` in job.go). Head and worker share one network here, so the
+worker has ports of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOKEN = "0123456789abcdef0123456789abcdef"  # noqa: S105
+PORTS = {"dashboard-agent-listen-port": "52366", "metrics-export-port": "8081", "min-worker-port": "20002"}
+NEEDED = "unshare (util-linux) as root, with the right to mount: docker run --privileged, or a machine"
+
+SEAL = """
+set -eu
+mount -t tmpfs tmpfs /mnt
+count=0
+for folder in "$@"; do
+    count=$((count + 1))
+    mkdir "/mnt/$count"
+    mount --bind "$folder" "/mnt/$count"
+done
+mount -t tmpfs -o mode=1777 tmpfs /tmp
+mount -t tmpfs -o mode=0755 tmpfs /root
+count=0
+for folder in "$@"; do
+    count=$((count + 1))
+    mkdir -p "$folder"
+    mount --bind "/mnt/$count" "$folder"
+    mount -o remount,ro,bind "$folder"
+done
+mkdir -p /tmp/data
+mount -t tmpfs -o mode=1777,size=1g tmpfs /dev/shm
+ip link set lo up
+mount -o remount,ro,bind / && mount -o remount,ro /root
+cd /
+exec setpriv --reuid 1000 --regid 0 --clear-groups --no-new-privs --inh-caps=-all --bounding-set=-all \\
+    env --ignore-environment "PATH=$BIN:/usr/bin:/bin" HOME=/home/shoal XDG_CACHE_HOME=/tmp/cache MPLCONFIGDIR=/tmp/cache \\
+    NUMBA_CACHE_DIR=/tmp/cache PYTHONDONTWRITEBYTECODE=1 RAY_AUTH_MODE=token "RAY_AUTH_TOKEN=$TOKEN" SHOAL_LOG=json \\
+    OMP_NUM_THREADS=1 RAY_USAGE_STATS_ENABLED=0 bash -c "$RUN"
+"""
+
+RUN = """
+touch /usr/x 2>/dev/null && echo "the root can be written"
+(%(head)s) >/tmp/head.log 2>&1 &
+until ray health-check --address 127.0.0.1:6379 >/dev/null 2>&1; do sleep 2; done
+(%(worker)s) >/tmp/worker.log 2>&1 &
+A=http://127.0.0.1:8265
+until python -c "import urllib.request as u; u.urlopen('$A/api/gcs_healthz'); u.urlopen('http://127.0.0.1:52366/api/healthz')" \\
+    >/dev/null 2>&1; do sleep 2; done
+echo "probes answer without a token"
+env --unset RAY_AUTH_TOKEN python -c "import urllib.request as u; u.urlopen('$A/api/jobs/')" 2>&1 | tail -n 1
+ray job submit --address $A --no-wait --submission-id shoal --entrypoint-resources %(resources)s -- %(entrypoint)s >/dev/null
+ray job logs --address $A --follow shoal >/tmp/job.log 2>&1
+ray job status --address $A shoal 2>&1 | grep -o "Job 'shoal' [a-z]*" || tail -n 30 /tmp/job.log
+ls /tmp/data/demo
+kill %%1 %%2
+"""
+
+
+def start(group: dict[str, Any], **more: str) -> str:
+    """The command of a pod, as `generateRayStartCommand` and `convertParamMap` make it."""
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    resources = dict(group.get("resources", {}))
+    params = {"num-cpus": resources.pop("CPU", limits["cpu"]), **group["rayStartParams"], **more}
+    if resources:
+        params["resources"] = f"'{json.dumps({key: float(value) for key, value in resources.items()})}'"
+    flags = " ".join(f"--{key}={params[key]}" for key in sorted(params))
+    return f"ulimit -n 65536; ray start --block --node-ip-address=127.0.0.1 --object-store-memory=100000000 {flags}"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0 or shutil.which("unshare") is None,
+    reason=f"NOT SEALED: needs {NEEDED}",
+)
+def test_the_demo_runs_as_its_pods_would(build: Callable[[str], list[dict[str, Any]]]) -> None:
+    unshare = [
+        "unshare",
+        "--mount",
+        "--net",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "--propagation",
+        "private",
+    ]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip(f"NOT SEALED: needs {NEEDED}")
+    (spec,) = [each["spec"] for each in build("kind/job") if each["kind"] == "RayJob"]
+    cluster = spec["rayClusterSpec"]
+    head = {**cluster["headGroupSpec"], "rayStartParams": {}}  # its object store is given by `start`
+    run = RUN % {
+        "head": start(head, head="true", **{"dashboard-host": "0.0.0.0"}).replace("--head=true", "--head"),  # noqa: S104
+        "worker": start(cluster["workerGroupSpecs"][0], address="127.0.0.1:6379", **PORTS),
+        "resources": json.dumps(spec["entrypointResources"]),
+        "entrypoint": spec["entrypoint"].replace("/data/", "/tmp/data/"),
+    }
+    folders = sorted({str(ROOT), sys.prefix, sys.base_prefix})
+    done = subprocess.run(
+        [*unshare, "bash", "-c", SEAL, "seal", *folders],
+        env={**os.environ, "RUN": run, "BIN": str(Path(sys.executable).parent), "TOKEN": TOKEN},
+        capture_output=True,
+        text=True,
+        timeout=540,
+        check=False,
+    )
+    assert "the root can be written" not in done.stdout
+    assert "probes answer without a token" in done.stdout, done.stderr
+    assert "401" in done.stdout  # and nothing else does
+    assert "Job 'shoal' succeeded" in done.stdout, done.stdout
+    assert {"report.html", "status.json", "table"} <= set(done.stdout.split())
