@@ -20,6 +20,7 @@ from models.clusterer import Clusterer, DataSummary, Move, Stats
 from models.config import Config
 from models.errors import ShoalError
 from models.registry import ClustererConfig, load, start
+from pipeline.cluster.metrics import FitMeter
 from pipeline.cluster.threads import threads
 from pipeline.progress import Progress, silent
 from pipeline.train.checkpoints import Checkpoint, CheckpointStore, shared
@@ -143,12 +144,16 @@ def _fit_worker(
     if found is not None and found.record["finished"]:
         return _finished(algorithm, found)
     search = _started(algorithm, rows, config) if found is None else _restored(algorithm, found)
+    meter = FitMeter(algorithm.kind)
+    meter.start()
     try:
         while not search.settled and len(search.history) < config.max_passes:
             began = time.perf_counter()
             stats = rows.total(search.model.expect)
             search = _agreed(algorithm, search.after(stats) if world.rank == 0 else None, world)
             search = replace(search, seconds=search.seconds + time.perf_counter() - began)
+            if world.rank == 0:
+                meter.passed(search.history, search.moves)
             saver.save_now_and_then(search)
             on_progress(STEP, len(search.history), None)
     except BaseException:  # a stop by the keyboard, too: the passes up to here need not be made again

@@ -15,6 +15,7 @@ from models.backbones import Backbone, BackboneConfig, require_precision
 from models.errors import ShoalError
 from pipeline.extract.backbone import open_backbone, publish_backbone
 from pipeline.extract.config import ExtractConfig
+from pipeline.extract.meter import tell_commit, tell_standing
 from pipeline.extract.pool import Pool, plan_pool
 from pipeline.extract.prepare import Decoder
 from pipeline.extract.resume import Todo, plan_shards
@@ -24,6 +25,7 @@ from pipeline.extract.summary import ExtractSummary, Tally
 from pipeline.ingest.decode import DecodeConfig
 from pipeline.ingest.decode import decode as decode_image
 from pipeline.ingest.shards import ShardSummary
+from pipeline.metrics import under_way
 from pipeline.progress import Progress, silent
 from pipeline.tables.collection import Collection
 from pipeline.tables.delta import WrittenFile
@@ -74,7 +76,8 @@ class Extraction:
         tally = Tally(self.todo)
         self._on_progress(STEP, tally.in_table, self.todo.total)
         if self.todo.shards:
-            self._run(tally)
+            with under_way(STEP):
+                self._run(tally)
         return tally.summary()
 
     def _run(self, tally: Tally) -> None:
@@ -87,6 +90,7 @@ class Extraction:
         run = workers.Run(job)
         name = f"{STEP}-{uuid4().hex}"
         watch = Watch(run.standing, self._on_progress, STEP, self.todo)
+        tell_standing(tally.in_table, self.todo.total)
         with watch, closing(run.results(self.todo.shards)) as results:
             tail = len(self.todo.shards) - job.pool.actors * job.pool.streams
             for number, group in enumerate(commit_groups(results, self.config, tail)):
@@ -95,6 +99,8 @@ class Extraction:
                 self._commit(group, (name, number))
                 tally.committed()
                 watch.committed(tally.in_table)
+                tell_commit(group)
+                tell_standing(tally.in_table, self.todo.total)
 
     def _commit(self, group: Sequence[ShardResult], transaction: tuple[str, int]) -> None:
         """Rows of a group in one commit.

@@ -6,7 +6,6 @@ collector; under Ray they are also gauges of the session, exported as `ray_shoal
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.metrics import Gauge, ray_is_up
 from pipeline.recluster.evidence import ClusterDrift, Drift, Evidence
 from pipeline.tables.clusterings import Clustering, Generation
 from pipeline.tables.place import Place, write_whole
@@ -73,15 +73,12 @@ def write_metrics(path: Place, clustering: Clustering, generation: Generation) -
 
 def publish_gauges(clustering: Clustering, generation: Generation) -> bool:
     """Set the same metrics as gauges where this process is in a Ray session; says whether it is."""
-    ray = sys.modules.get("ray")  # importing Ray takes seconds, and whoever has a session has imported it
-    if ray is None or not ray.is_initialized():
+    if not ray_is_up():
         return False
-    from ray.util.metrics import Gauge  # noqa: PLC0415
-
     for family in families(clustering.name, generation, clustering.events(generation)):
         gauge = Gauge(PREFIX + family.name, family.what, tuple(family.series[0][0]))
         for labels, value in family.series:
-            gauge.set(value, dict(labels))
+            gauge.set(value, **labels)
     return True
 
 

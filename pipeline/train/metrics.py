@@ -14,23 +14,29 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pipeline.metrics import UNDER_WAY, Gauge
 from pipeline.tables.place import Place, write_whole
 from pipeline.train.events import EventLog
 
-if TYPE_CHECKING:
-    from ray.util.metrics import Gauge
-
 LINES, EVENTS = "metrics.jsonl", "tensorboard"
 _STORE_EVERY_S = 60.0  # an object is put anew with all its lines
+EPOCHS = Gauge("shoal_train_epochs", "Epochs that the training is to take.")
 _WHAT = {
     "loss": "Mean loss of the last steps.",
     "rows_per_second": "Images, or rows of embeddings, that were trained on, over all workers.",
     "epoch": "Epochs that are over, with the part of the one that runs.",
     "lr": "Learning rate.",
     "skipped": "Steps without an update, because loss or gradient was not finite.",
+    "clusters": "Clusters, or prototypes in use, at the end of the last epoch.",
+    "gap": "SwAV: ln K minus the loss; 0 is what a network that tells nothing apart reaches.",
+    "perplexity": "SwAV: of the batch's mean code, in prototypes.",
+    "confidence": "SwAV: mean largest entry of a code; 1 / K when nothing tells rows apart.",
+    "feature_norm": "SwAV: mean norm of the embeddings before they are normalised.",
+    "queue": "SwAV: how much of the queue is filled, 0 to 1.",
 }
+FIGURES = {name: Gauge(f"shoal_train_{name}", what) for name, what in _WHAT.items()}
 
 
 class Recorder:
@@ -42,7 +48,7 @@ class Recorder:
     after `resumed_step` belong to steps that are taken again and are dropped.
     """
 
-    def __init__(self, folder: Place, resumed_step: int, every_s: float = 5.0) -> None:
+    def __init__(self, folder: Place, resumed_step: int, every_s: float = 5.0, *, epochs: int | None = None) -> None:
         self._path = folder / LINES
         self._resumed_step = resumed_step
         self._lines: list[bytes] = []  # that are still to be written
@@ -51,8 +57,10 @@ class Recorder:
         self._every_s = every_s if isinstance(folder, Path) else max(every_s, _STORE_EVERY_S)
         self._written_at = time.monotonic()
         self._events = EventLog(folder / EVENTS, resumed_step) if isinstance(folder, Path) else None
-        self._gauges: dict[str, Gauge] = {}
         self._failed = False
+        UNDER_WAY.set(1, step="train")
+        if epochs is not None:
+            EPOCHS.set(epochs)
 
     def record(self, step: int, values: Mapping[str, float]) -> None:
         """Figures as they are after `step` steps."""
@@ -63,7 +71,7 @@ class Recorder:
                 continue
             if self._events is not None:
                 self._events.scalar(f"train/{name}", value, step)
-            self._set_gauge(name, value)
+            _gauge(name).set(value)
 
     def note(self, step: int, text: str) -> None:
         """A sentence for whoever watches."""
@@ -81,6 +89,7 @@ class Recorder:
 
     def close(self) -> None:
         """Write what is left."""
+        UNDER_WAY.set(0, step="train")
         self.flush()
         if self._events is not None:
             self._events.flush()
@@ -105,17 +114,6 @@ class Recorder:
             _append(self._path, self._size, data)
         self._size = (self._size or 0) + len(data)
         self._lines = []
-
-    def _set_gauge(self, name: str, value: float) -> None:
-        """A gauge is made at its first value, where a Ray session would export it."""
-        if not _ray_is_up():
-            return
-        if name not in self._gauges:
-            from ray.util.metrics import Gauge  # noqa: PLC0415
-
-            safe = re.sub(r"\W", "_", name)
-            self._gauges[name] = Gauge(f"shoal_train_{safe}", _WHAT.get(name, f"{name} of the last steps."))
-        self._gauges[name].set(value)
 
     def _warn(self, error: OSError) -> None:
         if not self._failed:
@@ -157,7 +155,7 @@ def _append(path: Path, size: int, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _ray_is_up() -> bool:
-    """Whether this process is in a Ray session; without importing Ray, which takes seconds."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
+def _gauge(name: str) -> Gauge:
+    """That of a figure, which may be one that only its objective knows."""
+    safe = re.sub(r"\W", "_", name)
+    return FIGURES.get(name) or Gauge(f"shoal_train_{safe}", f"{name} of the last steps.")
