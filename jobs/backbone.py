@@ -24,8 +24,10 @@ _AS_STORED = (
 def with_backbone(given: str, sets: Sequence[str]) -> list[str]:
     """`sets` with those of the backbone that is meant: a name, a training run, an artifact or a checkpoint.
 
-    Of an artifact everything is as it was stored, unless `sets` say otherwise. Raises ShoalError for what is none.
+    Of an artifact everything is as it was stored, unless `sets` say otherwise. None is learned then, whatever a config
+    file says. Raises ShoalError for what is no backbone.
     """
+    sets = [*sets, "learn=false"]
     if given in backbone_names():
         return [*sets, _setting("name", given)]
     weights = trained(given) or given

@@ -16,6 +16,7 @@ from jobs.context import RayConfig
 from jobs.deploy.config import DeployConfig
 from jobs.overrides import explain, merge, parse_sets, read_yaml
 from jobs.report.data import ReportConfig
+from jobs.scale import scaled
 from models.backbone_config import BackboneConfig
 from models.config import Config
 from models.errors import ShoalError
@@ -38,10 +39,19 @@ class ImportConfig(Config):
 
 
 class CollectionConfig(Config):
-    """What is known of the images before anything is read, for the estimates of --dry-run; null: what is found."""
+    """What is known of the images before anything is read, for the estimates of --dry-run; null: what is found.
+
+    Of a part of the shards, `images` is how many are taken.
+    """
 
     images: int | None = Field(default=None, ge=1)
     image_bytes: int | None = Field(default=None, ge=1, description="of an image as it is stored, on average")
+    part: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="of the images that are there, `shoal run` takes so much, always the same ones; `scale` sets it",
+    )
 
 
 class RunConfig(Config):
@@ -52,10 +62,12 @@ class RunConfig(Config):
         default=1.0,
         gt=0,
         le=1,
-        description="part of everything: images, epochs, batches, workers; to try a large run on a small machine",
+        description="part of everything: images, epochs, batches, workers; to try a large run on a small machine. "
+        "Resolved into all of these settings at once: then it is 1 again",
     )
     learn: bool = Field(
-        default=False, description="`shoal run` first learns the backbone from the images, as `train` says"
+        default=False,
+        description="`shoal run` first learns the backbone from the images, as `train` says; not with --backbone",
     )
     shards: ShardConfig = Field(default_factory=ShardConfig)
     decode: DecodeConfig = Field(default_factory=DecodeConfig)
@@ -82,14 +94,15 @@ class RunConfig(Config):
 def resolve(file: Path | None = None, sets: Sequence[str] = ()) -> RunConfig:
     """Defaults, then the file's settings, then `sets` (`a.b=c` each).
 
-    `file` may be the bare name of a config that shoal ships. Raises ShoalError for a file, key or value that is wrong.
+    `file` may be the bare name of a config that shoal ships. What `scale` makes of them is in them already (see
+    `jobs.scale`). Raises ShoalError for a file, key or value that is wrong.
     """
     tree = RunConfig().model_dump(mode="json")
     if file is not None:
         tree = merge(tree, read_yaml(_find(file), RunConfig))
     tree = merge(tree, parse_sets(sets, RunConfig))
     try:
-        return RunConfig.model_validate(tree)
+        return scaled(RunConfig.model_validate(tree))
     except ValidationError as error:
         raise ShoalError(explain(error, tree)) from error
 
@@ -101,7 +114,8 @@ def as_yaml(config: Config) -> str:
 
 def digest(config: RunConfig) -> str:
     """12 hex digits that name the settings which the results of a run depend on."""
-    settings: dict[str, Any] = config.model_dump(mode="json", exclude={"ray", "recluster", "deploy", "collection"})
+    free = {"ray", "recluster", "deploy"} | ({"collection"} if config.collection.part == 1 else set())
+    settings: dict[str, Any] = config.model_dump(mode="json", exclude=free)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 

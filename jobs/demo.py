@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.config import RunConfig
+from jobs.estimate.facts import Facts
 from jobs.figures import Figures, Value
 from jobs.folder import RunFolder
 from jobs.run import Run
@@ -15,6 +16,8 @@ from jobs.steps import State, Step
 from pipeline.ingest.digits import COUNT, digits
 from pipeline.ingest.write import write_samples
 from pipeline.progress import Progress
+
+IMAGE_BYTES = 110  # of a PNG of 8 x 8 grey pixels
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ class Digits:
     def fingerprint(self) -> str:
         """Of the settings of shards: the digits are always the same."""
         return f"{COUNT} digits {self.config.shards.model_dump_json()}"
+
+    def facts(self) -> Facts:
+        """There are always as many."""
+        return Facts(COUNT, IMAGE_BYTES)
 
     def run(self, on_progress: Progress) -> Figures:
         """The same bytes each time, so that shards which are there may as well be written again."""

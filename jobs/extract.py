@@ -10,6 +10,7 @@ from jobs.config import RunConfig
 from jobs.context import local_ray
 from jobs.figures import Figures, Row
 from jobs.rejects import reject_tables, reject_values, shortfall
+from jobs.room import bundles
 from jobs.steps import State, Step
 from models.errors import ShoalError
 from pipeline.extract.extract import Extraction
@@ -52,7 +53,9 @@ class Extract:
         settings = self.config
         extraction = Extraction(shards, collection, settings.backbone, settings.extract, settings.decode, on_progress)
         _say_compressed(extraction.todo.shards)
-        with local_ray(self.config.ray, needed=bool(extraction.todo.shards), preload="pipeline.extract.workers"):
+        needed, room = bool(extraction.todo.shards), room_of(settings, len(extraction.todo.shards))
+        workers = "pipeline.extract.workers"
+        with local_ray(settings.ray, needed=needed, preload=workers, room=room, on_progress=on_progress):
             summary = extraction.run()
         return self._figures(collection, summary)
 
@@ -93,6 +96,15 @@ class Extract:
                 f"{summary.shards_changed[0]}; the table has what they held then: extract them into a new table."
             )
         return shortfall(images, rejects, self.config.max_reject_fraction)
+
+
+def room_of(config: RunConfig, shards: int) -> list[dict[str, float]]:
+    """What extraction wants of a cluster at once: its workers, where the settings say how many; else what is there."""
+    extract, machines = config.extract, config.deploy.gpu
+    gpus = extract.gpus_per_actor
+    if gpus is None:
+        gpus = float(machines.limit * machines.gpus > 0)
+    return bundles(min(extract.actors or 0, shards), 1, gpus)
 
 
 def require_embeddings(figures: Figures) -> None:

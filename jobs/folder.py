@@ -71,10 +71,12 @@ class RunFolder:
     def _check(self) -> None:
         if not self.path.exists() and not self.path.is_symlink():
             return
-        if not self.path.is_dir():
+        if not self.path.is_dir():  # nor is a link that leads nowhere
             raise ShoalError(f"{self.path} is not a folder; give --output a new or an empty one.")
         unfinished = f"{MARKER}."  # left by a run that was killed at its first breath
         names = [each.name for each in children(self.path) if not each.name.startswith(unfinished)]
+        if MARKER not in names and isinstance(self.path, Path) and self.path.is_symlink():
+            raise ShoalError(f"{self.path} is a symbolic link to {self.path.readlink()}; give the folder itself.")
         if names and MARKER not in names:
             some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise ShoalError(f"{self.path} belongs to something else: it holds {some}; give a new or an empty folder.")

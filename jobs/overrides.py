@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from models.errors import ShoalError
 
 Tree = dict[str, Any]
+_SHOWN = 80  # characters of a value in a sentence
 KIND = "kind"  # the key that says which member of a union a section is
 _PREFIXES = ("Input should be", "Value error, ", "Assertion failed, ")
 
@@ -38,7 +39,7 @@ def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
 def read_yaml(path: Path, config: type[BaseModel]) -> Tree:
     """The settings of a YAML file; raises ShoalError unless it is a mapping of known keys."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = _plain(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ShoalError(
             f"{path} is not a plain YAML file ({_one_line(error)}); write settings as `key: value`."
@@ -144,9 +145,29 @@ def _check_keys(tree: Mapping[Any, Any], prefix: str, known: set[str], source: s
 
 def _parse_value(key: str, raw: str) -> Any:
     try:
-        return yaml.safe_load(raw)
+        return _plain(raw)
     except yaml.YAMLError as error:
-        raise ShoalError(f"--set {key}={raw} is not a YAML value ({_one_line(error)}); quote it.") from error
+        shown = raw if len(raw) <= _SHOWN else f"{raw[: _SHOWN - 3]}..."
+        raise ShoalError(f"--set {key}={shown} is not a YAML value ({_one_line(error)}); quote it.") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases: with them a few lines can mean a billion values, or a value that contains itself."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, f"the alias *{event.anchor}", event.start_mark)
+        found: yaml.Node | None = super().compose_node(parent, index)
+        return found
+
+
+def _plain(text: str) -> Any:
+    """The value of YAML text that has neither tags nor aliases in it. Raises yaml.YAMLError."""
+    try:
+        return _Loader(text).get_single_data()
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
 
 
 def _put(tree: Tree, path: Sequence[str], value: Any) -> None:
@@ -160,7 +181,7 @@ def _put(tree: Tree, path: Sequence[str], value: Any) -> None:
 
 def _shown(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def _one_line(error: Exception) -> str:

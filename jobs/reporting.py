@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jobs.cluster import choose
 from jobs.config import RunConfig
 from jobs.figures import Figures
-from jobs.folder import REPORT
+from jobs.folder import MARKER, REPORT
 from jobs.report.build import build
 from jobs.report.collect import collect
 from jobs.steps import Step
@@ -53,6 +53,7 @@ class Report:
 
     def _path(self, table: Collection) -> Place:
         if self.output is None:
-            return (table.path.parent if table.path.name == RUN_FOLDER else table.path) / REPORT
+            is_run = table.path.name == RUN_FOLDER and (table.path.parent / MARKER).is_file()
+            return (table.path.parent if is_run else table.path) / REPORT
         output = place(self.output).absolute()
         return output / REPORT if output.is_dir() else output

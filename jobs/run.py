@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from jobs.assign import Assign
+from jobs.backbone import trained
 from jobs.baseline import NAME as BASELINE
 from jobs.baseline import Baseline
 from jobs.config import RunConfig, as_yaml
+from jobs.estimate.facts import Facts
+from jobs.estimate.plan import estimated
 from jobs.evaluate import Evaluate
 from jobs.extract import Extract, require_embeddings
 from jobs.figures import Figures, Row, Value, write_json
 from jobs.folder import RunFolder
+from jobs.part import Part, PartOfFolder, shards_of_part
 from jobs.recluster import Follow
 from jobs.reporting import Report
 from jobs.shards import Shards, count_shards
 from jobs.steps import Job, Step
+from jobs.train import Train
 from models.backbones import require_backbone
+from models.errors import ShoalError
+from pipeline.ingest.shards import list_shards
 from pipeline.progress import Progress
 from pipeline.tables.collection import Collection
-from pipeline.tables.place import write_whole
+from pipeline.tables.place import Place, place, write_whole
+from pipeline.tables.schema import TableError
+from pipeline.tables.storage import is_object_store
+from pipeline.train.learn_folder import LearnFolder
 
 _COUNTS = ("images", "rejects", "reject_fraction", "shards", "dimension", "backbone")
+_LEARNED = ("epochs", "steps", "loss", "loss_of_guessing", "prototypes_used", "skipped", "backbone")
 _SCORES = ("clusters", "nmi", "ari", "acc", "silhouette")
 
 
@@ -34,6 +45,10 @@ class Packing(Job, Protocol):
 
     def fingerprint(self) -> str:
         """Names what is packed and how: other shards, other fingerprint."""
+        ...
+
+    def facts(self) -> Facts:
+        """How many images are packed, and how large they are."""
         ...
 
 
@@ -47,28 +62,24 @@ class Run:
     inputs: tuple[str, ...]
 
     def plan(self) -> list[Step]:
-        """The plans of all steps; of those whose input is not there yet, only that they come."""
-        folder = self._folder()
-        steps = self.pack.plan() if self.pack else []
-        if self.pack is None or count_shards(folder.shards):
-            steps += Extract(self.inputs, str(folder.table), self.config).plan()
-        else:
-            steps += [Step("extract", f"these shards with {self.config.backbone.name} into {folder.table}")]
-        later = self._later(str(folder.table))
-        if not folder.has_embeddings():
-            return steps + [Step(name, f"of {folder.table}") for name in later]
-        return steps + [step for name, job in later.items() for step in _plan(name, job, folder)]
+        """The plans of all steps; of those whose input is not there yet, only that they come.
+
+        Where the settings say how many images there are, neither they nor the output need be in reach.
+        """
+        why = self._out_of_reach()
+        return estimated(self._plan() if why is None else self._unseen(why), self.config, self._facts())
 
     def run(self, on_progress: Progress) -> Figures:
         """Raises ShoalError, and touches nothing, if the output belongs to something else, or to other images."""
         require_backbone(self.config.backbone.name)  # before hours of packing, not after
         folder = self._folder()
+        self._require_unembedded(folder)
         folder.make()
         if self.pack is not None:
             folder.record_images(self.pack.fingerprint())
         done: dict[str, Figures] = {}
         seconds: dict[str, float] = {}
-        for name, job in self._jobs(folder).items():
+        for name, job in self._jobs(folder):
             began = time.perf_counter()
             done[name] = job.run(on_progress)
             seconds[name] = time.perf_counter() - began
@@ -79,16 +90,77 @@ class Run:
         write_json(figures, folder.metrics)
         return figures
 
+    def _plan(self) -> list[Step]:
+        folder = self._folder()
+        self._require_unembedded(folder)
+        steps = self.pack.plan() if self.pack else []
+        packed = self.pack is None or count_shards(folder.shards) > 0
+        with_what = self.config.backbone.name
+        if self.config.learn:
+            train = Step("train", f"these shards: {with_what} by {self.config.train.objective.kind}")
+            steps += self._train(folder).plan() if packed else [train]
+        extract = Step("extract", f"these shards with {with_what} into {folder.table}")
+        steps += Extract(self.inputs, str(folder.table), self.config).plan() if packed else [extract]
+        later = self._later(str(folder.table))
+        if not folder.has_embeddings():
+            return steps + [Step(name, f"of {folder.table}") for name in later]
+        return steps + [step for name, job in later.items() for step in _plan(name, job, folder)]
+
+    def _unseen(self, why: str) -> list[Step]:
+        """All steps, as far as settings alone tell."""
+        first = ["shards"] * (self.pack is not None) + ["train"] * self.config.learn
+        names = [*first, "extract", *self._later("")]
+        return [Step(names[0], f"not looked at: {why}"), *(Step(name, "not looked at, likewise") for name in names[1:])]
+
+    def _facts(self) -> Facts | None:
+        """What there is to do; None where that is not known before it is done."""
+        known = self.config.collection
+        if self.pack is not None:
+            return self.pack.facts()
+        return None if known.images is None else Facts(known.images, known.image_bytes)
+
+    def _out_of_reach(self) -> str | None:
+        """Why inputs or output cannot be looked at from here, where that need not be; else None."""
+        if self.config.collection.images is None:
+            return None
+        try:
+            if self.pack is None:
+                list_shards(self.inputs)
+            if is_object_store(self.output):
+                place(self.output).exists()
+        except (ShoalError, TableError, OSError) as error:
+            return str(error).rstrip(".")
+        return None
+
+    def _require_unembedded(self, folder: RunFolder) -> None:
+        """Raise ShoalError if the table has embeddings of another backbone than the one that is to be learned."""
+        if self.config.learn and folder.has_embeddings() and LearnFolder(_learned(folder)).summary() is None:
+            raise ShoalError(
+                f"{folder.table} has embeddings already, and not of a backbone that was learned in {_learned(folder)}; "
+                "give a new --output, or --set learn=false."
+            )
+
     def _folder(self) -> RunFolder:
         folder = RunFolder(self.output)
         if self.pack is not None:
             folder.require_same_images(self.pack.fingerprint())
         return folder
 
-    def _jobs(self, folder: RunFolder) -> dict[str, Job]:
-        first: dict[str, Job] = {} if self.pack is None else {"shards": self.pack}
+    def _jobs(self, folder: RunFolder) -> Iterator[tuple[str, Job]]:
+        """All steps, each made when those before it are done: what is learned is what embeds."""
+        if self.pack is not None:
+            yield "shards", self.pack
+        config = self.config
+        if config.learn:
+            yield "train", self._train(folder)
+            weights = {"weights": trained(str(_learned(folder)))}
+            config = config.model_copy(update={"backbone": config.backbone.model_copy(update=weights)})
         table = str(folder.table)
-        return {**first, "extract": Extract(self.inputs, table, self.config), **self._later(table)}
+        yield "extract", Extract(self.inputs, table, config)
+        yield from self._later(table).items()
+
+    def _train(self, folder: RunFolder) -> Train:
+        return Train(self.inputs, str(_learned(folder)), self.config)
 
     def _later(self, table: str) -> dict[str, Job]:
         """The steps that work on the table."""
@@ -104,12 +176,27 @@ class Run:
 
 
 def whole_job(source: str, output: str, config: RunConfig) -> Run:
-    """The run of a folder of images, a folder of shards, a shard, or shard URLs with brace expansion."""
+    """The run of a folder of images, a folder of shards, a shard, or shard URLs with brace expansion.
+
+    Of a part of the images (`collection.part`) always the same ones.
+    """
     folder = Path(source).expanduser()
-    if count_shards(folder) or not folder.is_dir():
+    if not count_shards(folder) and folder.is_dir():
+        shards = str(RunFolder(output).shards)
+        kind = Shards if config.collection.part == 1 else PartOfFolder
+        return Run(output, config, kind(source, shards, config), (shards,))
+    if config.collection.part == 1:
         return Run(output, config, None, (source,))
+    chosen = shards_of_part(list_shards([source]), config)
+    if chosen is not None:
+        return Run(output, config, None, tuple(chosen))
     shards = str(RunFolder(output).shards)
-    return Run(output, config, Shards(source, shards, config), (shards,))
+    return Run(output, config, Part((source,), shards, config), (shards,))
+
+
+def _learned(folder: RunFolder) -> Place:
+    """Where the backbone is learned."""
+    return folder.path / "train"
 
 
 def _plan(name: str, job: Job, folder: RunFolder) -> list[Step]:
@@ -129,5 +216,7 @@ def _summary(done: Mapping[str, Figures], seconds: Mapping[str, float], folder: 
     steps: list[Row] = [{"step": step, "seconds": taken} for step, taken in seconds.items()]
     values: dict[str, Value] = {**{name: extracted.values[name] for name in _COUNTS}, **scores[0]}
     values |= {"seconds": sum(seconds.values()), "table": str(folder.table), "report": str(folder.report)}
-    tables = {**extracted.tables, "scores": scores, "seconds_by_step": steps}
+    learned = [{name: done["train"].values[name] for name in _LEARNED}] if "train" in done else []
+    tables = {**extracted.tables, **({"learned": learned} if learned else {}), "scores": scores}
+    tables |= {"seconds_by_step": steps}
     return Figures("run", values, tables, extracted.shortfall)

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from jobs.config import RunConfig
+from jobs.estimate.facts import Facts
 from jobs.figures import Figures
 from jobs.folder import on_disk
 from jobs.steps import State, Step
@@ -56,6 +57,11 @@ class Shards:
         """Of the names, sizes and times of the images, and of the settings of shards."""
         content = json.dumps([self.config.shards.model_dump(mode="json"), self.scan.images])
         return hashlib.sha256(content.encode()).hexdigest()
+
+    def facts(self) -> Facts:
+        """Of the images in the folder."""
+        images = self.scan.images
+        return Facts(len(images), sum(image.size for image in images) / len(images))
 
     @cached_property
     def scan(self) -> FolderScan:

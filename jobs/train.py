@@ -16,6 +16,7 @@ from jobs.context import local_ray
 from jobs.figures import Figures, Row, Value
 from jobs.folder import on_disk
 from jobs.rejects import FIRST, fraction, reject_values, shortfall
+from jobs.room import bundles
 from jobs.shards import Shards, count_shards
 from jobs.steps import State, Step
 from models.errors import ShoalError
@@ -65,7 +66,8 @@ class Train:
                 self._pack.run(on_progress)
         distributed = config.train.loop.workers > 1 or config.train.images.feed == "remote"
         told = partial(_tell_rejects, allowed=config.max_reject_fraction)
-        with local_ray(config.ray, needed=distributed):
+        room = room_of(config)
+        with local_ray(config.ray, needed=distributed, room=room if distributed else (), on_progress=on_progress):
             summary = learn(
                 self._shards, folder, config.train, config.backbone, config.decode, on_progress, on_index=told
             )
@@ -90,6 +92,20 @@ class Train:
     @property
     def _shards(self) -> tuple[str, ...]:
         return self.inputs if self._pack is None else (self._pack.output,)
+
+
+def room_of(config: RunConfig) -> list[dict[str, float]]:
+    """What training wants of a cluster at once. Where GPUs are taken if there are any, `deploy` says if there will be.
+
+    Least and most differ where it may begin with fewer workers: it is waited for the least.
+    """
+    loop, images = config.train.loop, config.train.images
+    gpus = loop.gpus_per_worker
+    if gpus is None:
+        gpus = int(config.deploy.gpu.limit * config.deploy.gpu.gpus > 0)
+    count = loop.min_workers or loop.workers
+    producers = count * images.producers if images.feed == "remote" else 0
+    return [*bundles(count, loop.cpus_per_worker, gpus), *bundles(producers, images.threads)]
 
 
 def figures_of(summary: LearnSummary, folder: LearnFolder, inputs: Sequence[str], allowed: float) -> Figures:

@@ -184,6 +184,12 @@ BENCHMARKS = {
             "every generation holds together after every kill; the same rows, clusters and events in the end",
             _later("recluster_kills.run"),
         ),
+        Benchmark(
+            "submit",
+            "a head of Ray started on loopback and the demo submitted to it, until the job's first line is seen",
+            "median of 3 <= 15 s",
+            _later("submit.run"),
+        ),
     )
 }
 

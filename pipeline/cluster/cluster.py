@@ -19,8 +19,10 @@ from pipeline.cluster.fit import Fit, blocks, fit_rows
 from pipeline.cluster.fitted import Fitted, Reduction, reduction_of, write_fit
 from pipeline.cluster.label import Against, Labelled, label_files, renamed_files
 from pipeline.cluster.memory import Facts, reference_of, remember, without_trials
+from pipeline.cluster.metrics import FitMeter
 from pipeline.cluster.publish import among, cluster_table, events_between, first_events, move_table, ratios
 from pipeline.cluster.source import TableRows
+from pipeline.metrics import under_way
 from pipeline.progress import Progress, silent
 from pipeline.tables.clusterings import Clustering, Generation, Publication
 from pipeline.tables.collection import Collection
@@ -69,6 +71,18 @@ def cluster(
     done = latest is not None and (latest.samples_version, latest.config_digest) == (version, digest(config))
     if latest is not None and done and again is None:
         return _summary(table, clustering, latest, skipped=True)
+    with under_way("cluster"):
+        generation = _made(table, clustering, config, on_progress, again)
+    return _summary(table, clustering, generation, skipped=False)
+
+
+def _made(
+    table: Collection,
+    clustering: Clustering,
+    config: ClusterConfig,
+    on_progress: Progress,
+    again: Again | None,
+) -> Generation:
     number, version = clustering.begin(), table.samples.version
     latest = clustering.latest()
     clock = [time.perf_counter()]
@@ -83,7 +97,7 @@ def cluster(
     remove_tree(unfinished)  # with what other settings may have left there
     with suppress(OSError):  # another clustering's fit may be under way
         unfinished.parent.rmdir()
-    return _summary(table, clustering, generation, skipped=False)
+    return generation
 
 
 def _fit(config: ClusterConfig, source: TableRows, on_progress: Progress, unfinished: Place) -> Fit:
@@ -102,7 +116,8 @@ def _fit_rows(config: ClusterConfig, source: RowSource, on_progress: Progress, s
     objective = ALGORITHMS[config.algorithm.kind].objective
     if objective is None:
         return fit_rows(config.algorithm, source, config.fit, on_progress, store)
-    return train_rows(objective(config.algorithm), source, config.train, on_progress, store)
+    meter = FitMeter(config.algorithm.kind)
+    return train_rows(objective(config.algorithm), source, config.train, on_progress, store, meter)
 
 
 @dataclass(frozen=True)

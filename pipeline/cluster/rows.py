@@ -6,6 +6,7 @@ Shapes: N rows, D dimensions as stored, d after `transform`.
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
@@ -32,7 +33,7 @@ def load_rows(
     """Read every embedding once, or those of `span` (first row, row after the last) in canonical order.
 
     `transform` is (d, map) applied file by file. Memory is N d float32, in an unnamed memory-mapped file beyond
-    `ceiling_bytes`, and one data file beside it.
+    `ceiling_bytes`, and one data file beside it. Raises OSError where the disk has no room for that file.
     """
     files = list(_cut(samples.files(version=version), span))
     count = sum(last - first for _, first, last in files)
@@ -79,4 +80,10 @@ def _matrix(count: int, dim: int, ceiling_bytes: int) -> np.ndarray:
     if count * dim * 4 <= ceiling_bytes:
         return np.empty((count, dim), np.float32)
     with tempfile.TemporaryFile() as file:  # already unlinked: nothing is left behind however the process ends
+        reserve(file.fileno(), count * dim * 4)
         return np.memmap(file, np.float32, "w+", shape=(count, dim))
+
+
+def reserve(file: int, size: int) -> None:
+    """Have the disk give an open file its room now. A full disk is an OSError here; to a memory map it is a SIGBUS."""
+    os.posix_fallocate(file, 0, size)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.cluster.fitted import Reduction, read_reduction
-from pipeline.cluster.rows import load_rows
+from pipeline.cluster.rows import load_rows, reserve
 from pipeline.progress import Progress, silent
 from pipeline.tables.collection import Collection
 from pipeline.tables.place import Place
@@ -51,11 +51,14 @@ class TableRows:
         )
 
     def saved(self, folder: Path) -> SavedRows:
-        """File by file, so that memory is one data file."""
+        """File by file, so that memory is one data file. Raises OSError where the disk has no room for them."""
         folder.mkdir(parents=True, exist_ok=True)
         found = SavedRows(folder)
         x_ND = np.lib.format.open_memmap(found.x_ND, "w+", np.float32, (self.rows, self.dim))
         row_N = np.lib.format.open_memmap(found.row_N, "w+", np.int64, (self.rows,))
+        for path in (found.x_ND, found.row_N):
+            with path.open("r+b") as empty:
+                reserve(empty.fileno(), path.stat().st_size)
         begin = 0
         for file in self._files:
             part = self.read(begin, begin + file.rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +21,7 @@ from pipeline.ingest.names import IMAGE_EXTENSIONS, is_shard, is_unsafe, label_o
 from pipeline.progress import Progress, silent
 
 JOURNAL = "shards.jsonl"  # one line per finished shard: its name, size and what it was made of
+_OWN_NAME = re.compile(r"shard-\d{6,}\.tar")  # a journal may come from a stranger: it names nothing else
 
 
 class ShardConfig(Config):
@@ -149,17 +151,22 @@ def _new_sample(folder: Path, key: str, image: ImageFile) -> NewSample:
 
 
 def _write_shard(path: Path, samples: Iterable[NewSample], fingerprint: str) -> None:
+    """The journal comes before the name, which is nobody's until then: stopped anywhere, the next run can go on."""
     part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
+    part.unlink(missing_ok=True)  # and "x": what lies there may be a link to something else
+    with part.open("xb") as file:
         with TarWriter(file, user="", group="", mtime=0, encoder=False) as tar:
             for sample in samples:
                 tar.write({"__key__": sample.key, **_members(sample)})
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path)
-    line = {"shard": path.name, "size": path.stat().st_size, "fingerprint": fingerprint}
+    path.unlink(missing_ok=True)
+    line = {"shard": path.name, "size": part.stat().st_size, "fingerprint": fingerprint}
     with path.with_name(JOURNAL).open("a") as journal:
         journal.write("\n" + json.dumps(line))  # the line break is in front: a torn last line spoils only itself
+        journal.flush()
+        os.fsync(journal.fileno())
+    part.replace(path)
 
 
 def _members(sample: NewSample) -> dict[str, bytes]:
@@ -172,16 +179,24 @@ def _members(sample: NewSample) -> dict[str, bytes]:
 
 
 def _claim(output: Path) -> dict[str, dict[str, object]]:
-    """Make the folder, and return what its journal says of finished shards. Raises ShoalError for shards not in it."""
-    output.mkdir(parents=True, exist_ok=True)
+    """Make the folder, and return what its journal says of finished shards.
+
+    Raises ShoalError for shards not in it, and for a link that was not ours before.
+    """
     journal = output / JOURNAL
+    for each in (output, journal):
+        if each.is_symlink() and (each == journal or not journal.is_file()):
+            raise ShoalError(f"{each} is a symbolic link to {each.readlink()}; give a folder that is none.")
+    output.mkdir(parents=True, exist_ok=True)
     finished: dict[str, dict[str, object]] = {}
     for line in journal.read_bytes().splitlines() if journal.exists() else []:
         try:
             entry = json.loads(line)
-            finished[str(entry["shard"])] = entry
-        except (ValueError, KeyError, TypeError):
+            name = str(entry["shard"])
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue  # torn by a crash: that shard is written again
+        if _OWN_NAME.fullmatch(name):
+            finished[name] = entry
     foreign = sorted(
         file.name
         for file in output.iterdir()

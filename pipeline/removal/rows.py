@@ -22,7 +22,7 @@ from pipeline.progress import Progress
 from pipeline.removal.targets import Targets, Wanted
 from pipeline.tables.delta import WrittenFile
 from pipeline.tables.samples import SampleFile, SamplesTable
-from pipeline.tables.schema import OK, REJECTED, REMOVED, Reason
+from pipeline.tables.schema import OK, REJECTED, REMOVED, Reason, TableError
 
 STEP = "look for keys"
 _READERS = 8
@@ -97,10 +97,14 @@ def replace(samples: SamplesTable, hits: Hits, targets: Targets, on_progress: Pr
             on_progress("take rows out", done, len(hits.files))
         old_marks, marks = _marks(samples, hits)
         written += marks
-        removed = [*(hit.file for hit in hits.files), *old_marks]
-        return samples.replace(removed, written, {"step": "remove", "rows": str(hits.rows(OK) + hits.rows(REJECTED))})
-    except ValueError:  # a ShoalError or TableError: nobody will commit these
+    except Exception:  # nobody will commit these
         samples.discard(written)
+        raise
+    removed = [*(hit.file for hit in hits.files), *old_marks]
+    try:
+        return samples.replace(removed, written, {"step": "remove", "rows": str(hits.rows(OK) + hits.rows(REJECTED))})
+    except TableError:
+        samples.withdraw(written)
         raise
 
 

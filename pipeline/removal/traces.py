@@ -23,7 +23,7 @@ from pipeline.tables.datafiles import PARTIAL, SUFFIX
 from pipeline.tables.orphans import Held
 from pipeline.tables.place import Place, children, remove_tree, scratches
 from pipeline.tables.schema import TableError
-from pipeline.tables.storage import open_filesystem
+from pipeline.tables.storage import files_below, open_filesystem
 from pipeline.tables.stores import one_line
 
 _READERS = 8
@@ -110,9 +110,7 @@ def delete_beside(files: tuple[Place, ...]) -> list[str]:
 
 
 def _data_files(filesystem: pafs.FileSystem, root: str, suffix: str) -> set[str]:
-    infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
-    files = {info.path for info in infos if info.type == pafs.FileType.File}
-    return {path for path in files if path.endswith(suffix) and _LOG not in path}
+    return {path for path in files_below(filesystem, root) if path.endswith(suffix) and _LOG not in path}
 
 
 def _require_unnamed(root: Place, torn: Sequence[str]) -> None:

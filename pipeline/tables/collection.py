@@ -10,10 +10,10 @@ from pathlib import Path
 
 from pipeline.tables.artifacts import ArtifactStore
 from pipeline.tables.clusterings import Clustering
-from pipeline.tables.delta import check_path
+from pipeline.tables.delta import Delta, check_path
 from pipeline.tables.orphans import sweep_artifacts
 from pipeline.tables.place import Place, children, place, write_whole
-from pipeline.tables.samples import SamplesTable, TableProperties
+from pipeline.tables.samples import LAYOUT, SamplesTable, TableProperties
 from pipeline.tables.schema import TableError
 from pipeline.tables.shards import ShardsTable
 
@@ -80,8 +80,9 @@ class Collection:
         return SamplesTable.create(str(self._samples_path), properties)
 
     def has_samples(self) -> bool:
-        """Whether `samples` can be opened."""
-        return (self._samples_path / "_delta_log").is_dir()
+        """Whether `samples` can be opened; a log without a commit is what a process left that died while it made it."""
+        first = self._samples_path / "_delta_log" / f"{0:020d}.json"  # one look is cheaper than the log
+        return first.exists() or Delta(str(self._samples_path), LAYOUT).exists()
 
     @property
     def shards(self) -> ShardsTable:

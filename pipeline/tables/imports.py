@@ -131,10 +131,10 @@ class _Import:
                 for status, rows in _sort_out(block, str(file), seen, self.l2_normalise):
                     written.append(table.write(rows, status))
                     self._count(status, rows)
-            self._commit(table, file, written)
-        except TableError:
+        except Exception:
             table.discard(written)
             raise
+        self._commit(table, file, written)
 
     def _count(self, status: str, rows: pa.Table) -> None:
         if status == OK:
@@ -143,8 +143,12 @@ class _Import:
             self.rejects.update(rows["reason"].to_pylist())
 
     def _commit(self, table: SamplesTable, file: Path, written: list[WrittenFile]) -> None:
-        table.commit(written, metadata={"imported": str(file)})
-        self.files += 1
+        try:
+            table.commit(written, metadata={"imported": str(file)})
+        except TableError:
+            table.withdraw(written)
+            raise
+        self.files += 1  # from here on the rows are the table's, whatever becomes of the record
         self._record(table, file)
 
     def _record(self, table: SamplesTable, file: Path) -> None:

@@ -212,6 +212,11 @@ class SamplesTable:
         """Delete files that were written and will not be committed."""
         self._delta.discard(files)
 
+    def withdraw(self, files: Sequence[WrittenFile]) -> None:
+        """`discard` what a commit refused, but not what it committed all the same where only its answer was lost."""
+        committed = {file.path for of_status in self.files_by_status().values() for file in of_status}
+        self._delta.discard([file for file in files if file.path not in committed])
+
     def read(self, file: SampleFile, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows of one file in their order; TableError if the file is gone or damaged."""
         return self._delta.read(file.path, file.rows, columns)

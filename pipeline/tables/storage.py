@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -54,6 +57,29 @@ def open_filesystem(url_or_path: str | Path) -> tuple[pafs.FileSystem, str]:
     raise TableError(
         f"{text} has the scheme {scheme}://, which is unknown; use a local path, file, s3, gs, az, http or https."
     )
+
+
+def files_below(filesystem: pafs.FileSystem, root: str) -> dict[str, int]:
+    """Bytes of all files below a folder by path, for who looks for what to delete; none where there is no folder.
+
+    On a disk without links below `root`: what they lead to is somebody else's. Raises OSError.
+    """
+    if filesystem.type_name == "local":
+        return dict(_on_disk(root))
+    infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+    return {info.path: info.size for info in infos if info.type == pafs.FileType.File}
+
+
+def _on_disk(root: str) -> Iterator[tuple[str, int]]:
+    with suppress(FileNotFoundError), os.scandir(root) as entries:  # others may be deleting, too
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _on_disk(entry.path)
+                continue
+            with suppress(FileNotFoundError):
+                found = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(found.st_mode):
+                    yield entry.path, found.st_size
 
 
 def delta_path(url_or_path: str | Path) -> str:

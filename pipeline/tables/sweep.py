@@ -11,11 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-import pyarrow.fs as pafs
-
 from pipeline.tables.delta import Delta
 from pipeline.tables.schema import TableError
-from pipeline.tables.storage import open_filesystem
+from pipeline.tables.storage import files_below, open_filesystem
 from pipeline.tables.stores import one_line
 
 _THREADS = 16  # an object store answers one request in tens of milliseconds
@@ -67,14 +65,10 @@ def delete(delta: Delta, files: Sequence[StoredFile]) -> None:
 def _stored(delta: Delta) -> dict[str, StoredFile]:
     filesystem, root = open_filesystem(delta.path)
     try:
-        infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
+        sizes = files_below(filesystem, root)
     except OSError as error:
         raise TableError(f"{delta.path} cannot be listed ({one_line(error)}); check the address.") from error
-    files = [
-        StoredFile(info.path[len(root) + 1 :], info.size)
-        for info in infos
-        if info.type == pafs.FileType.File and info.path.endswith(".parquet")
-    ]
+    files = [StoredFile(path[len(root) + 1 :], size) for path, size in sizes.items() if path.endswith(".parquet")]
     return {file.path: file for file in files if not file.path.startswith("_")}  # the log keeps Parquet files too
 
 

@@ -60,7 +60,7 @@ class TrainConfig(Config):
         None, ge=1, description="start with so many where there is no room for all, and grow when there is"
     )
     cpus_per_worker: int = Field(1, ge=1, description="threads of a worker, also of the only one")
-    gpus_per_worker: int = Field(0, ge=0, le=1, description="1 trains on GPUs")
+    gpus_per_worker: int | None = Field(0, ge=0, le=1, description="1 trains on GPUs; null: where there are any")
     max_failures: int = Field(3, ge=0, description="times that a group which lost a worker is started again")
 
     @model_validator(mode="after")

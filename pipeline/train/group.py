@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
@@ -44,7 +44,7 @@ class Workers:
 
     count: int
     cpus: int
-    gpus: int
+    gpus: int | None  # None: 1 where the cluster has any
     max_failures: int
     least: int | None = None  # with how many the work may begin where there is no room for `count`
 
@@ -67,7 +67,7 @@ def run_group(
     import ray  # noqa: PLC0415  its C++ part reads the environment when it loads
     import ray.train.torch  # noqa: PLC0415
 
-    _require_room(ray, workers)
+    workers = _settled(ray, workers)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     folder = store.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def run_group(
         torch_config=ray.train.torch.TorchConfig(timeout_s=_TIMEOUT_S),
         scaling_config=ray.train.ScalingConfig(
             num_workers=cast(Any, workers.count if workers.least is None else (workers.least, workers.count)),
-            use_gpu=workers.gpus > 0,
+            use_gpu=bool(workers.gpus),
             resources_per_worker={"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {}),
         ),
         run_config=ray.train.RunConfig(
@@ -133,13 +133,24 @@ def _worker(work: Callable[[World], Any], workers: Workers, folder: Place) -> No
         raise
 
 
-def _require_room(ray: Any, workers: Workers) -> None:
-    """Raise ShoalError unless there is a Ray with room: without, the group would wait for ever."""
+def _settled(ray: Any, workers: Workers) -> Workers:
+    """The workers with GPUs or without. Raises ShoalError unless there is a Ray with room: else they wait for ever."""
     if not ray.is_initialized():
         raise ShoalError(f"{workers.count} workers need a Ray session but there is none; start one, or set workers=1.")
     there = ray.cluster_resources()
+    settled = with_gpus(workers, there)
+    _require_room(there, settled)
+    return settled
+
+
+def with_gpus(workers: Workers, there: Mapping[str, float]) -> Workers:
+    """A GPU for each where the resources that are `there` have any, if the settings leave it open."""
+    return workers if workers.gpus is not None else replace(workers, gpus=int(there.get("GPU", 0) > 0))
+
+
+def _require_room(there: Mapping[str, float], workers: Workers) -> None:
     least = workers.least or workers.count
-    for name, each in (("CPU", workers.cpus), ("GPU", workers.gpus)):
+    for name, each in (("CPU", workers.cpus), ("GPU", workers.gpus or 0)):
         if least * each > there.get(name, 0):
             raise ShoalError(
                 f"{least} workers with {each} {name} each need {least * each} {name} but the cluster "

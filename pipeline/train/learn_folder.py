@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -126,12 +127,14 @@ def is_training(folder: Place) -> bool:
 
 def _read_marker(folder: Place) -> _Marker | None:
     """The mark of the run that began in a folder; None where there is nothing."""
-    if not folder.exists():
+    if not folder.exists() and not folder.is_symlink():
         return None
     if not folder.is_dir():
         raise ShoalError(f"{folder} is not a folder; give --output a new or an empty one.")
     unfinished = f"{MARKER}."  # left by a run that was killed at its first breath
     names = [each.name for each in children(folder) if not each.name.startswith(unfinished)]
+    if MARKER not in names and isinstance(folder, Path) and folder.is_symlink():
+        raise ShoalError(f"{folder} is a symbolic link to {folder.readlink()}; give the folder itself.")
     if not names:
         return None
     if MARKER not in names:

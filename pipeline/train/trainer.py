@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from models.errors import ShoalError
 from models.objective import Objective
+from pipeline.cluster.metrics import FitMeter
 from pipeline.cluster.threads import threads
 from pipeline.progress import Progress, silent
 from pipeline.tables.place import Place
@@ -55,12 +56,14 @@ def train_rows(
     config: TrainConfig,
     on_progress: Progress = silent,
     store: CheckpointStore | None = None,
+    meter: FitMeter | None = None,
 ) -> Fit:
-    """As `train`, for rows that workers can read by themselves."""
+    """As `train`, for rows that workers can read by themselves; `meter` is told of every epoch."""
+    setting = Setting(store, on_progress=on_progress, meter=meter)
     if config.workers == 1:
-        return fit_of(_alone(objective, Embeddings(source), config, Setting(store, on_progress=on_progress)))
+        return fit_of(_alone(objective, Embeddings(source), config, setting))
     with kept(store, source) as (checkpoints, rows):
-        return fit_of(_together(objective, Embeddings(rows), config, Setting(checkpoints, on_progress=on_progress)))
+        return fit_of(_together(objective, Embeddings(rows), config, replace(setting, store=checkpoints)))
 
 
 def train_source(
@@ -100,6 +103,7 @@ class Setting:
     store: CheckpointStore | None = None
     metrics: Place | None = None
     on_progress: Progress = silent
+    meter: FitMeter | None = None
 
 
 def run_worker(
@@ -115,7 +119,8 @@ def run_worker(
     if found is not None and found.number > 0:
         _restore(run, config, found)
     with closing(_Watcher(config, world, store, setting.on_progress)) as watcher:
-        watcher.record(setting.metrics if world.rank == 0 else None, run.steps)
+        if world.rank == 0:
+            watcher.record(setting, run.steps)
         trainer = Trainer(config, feed, world, watcher)
         if found is None or found.number == 0:
             trainer.start(run)
@@ -135,11 +140,16 @@ class _Watcher:
         self._store = store
         self._on_progress = on_progress
         self._recorder: Recorder | None = None
+        self._meter: FitMeter | None = None
         self._saved = time.monotonic()
 
-    def record(self, folder: Place | None, steps: int) -> None:
-        """From now on keep metrics in a folder, where a run of so many steps left some."""
-        self._recorder = None if folder is None else Recorder(folder, steps)
+    def record(self, setting: Setting, steps: int) -> None:
+        """From now on keep metrics in a folder, where a run of so many steps left some, and tell a meter."""
+        if setting.metrics is not None:
+            self._recorder = Recorder(setting.metrics, steps, epochs=self._config.epochs)
+        self._meter = setting.meter
+        if self._meter:
+            self._meter.start()
 
     def logged(self, run: Run, means: Mapping[str, float]) -> None:
         """As of Watcher."""
@@ -157,6 +167,8 @@ class _Watcher:
             self._recorder.record(run.steps, {"clusters": run.history[-1].clusters})
             for _, sentence in sentences:
                 self._recorder.note(run.steps, sentence)
+        if self._meter:
+            self._meter.passed(run.history, run.moves)
         if self._world.size == 1:  # what workers print nobody sees
             _tell(sentences)
         config = self._config
@@ -195,7 +207,7 @@ def _together(objective: Objective, source: Source, config: TrainConfig, setting
         config.workers, config.cpus_per_worker, config.gpus_per_worker, config.max_failures, config.min_workers
     )
     plan = plan_of(source.rows, config)
-    work = partial(run_worker, objective, source, config, setting=Setting(setting.store, setting.metrics))
+    work = partial(run_worker, objective, source, config, setting=replace(setting, on_progress=silent))
     run_group(work, workers, setting.store, _Listener(setting, plan.steps * plan.epochs))
     return _trained(objective, source, config, setting.store)
 
@@ -228,7 +240,8 @@ def _device(config: TrainConfig) -> torch.device:
             f"train.gpus_per_worker is {config.gpus_per_worker} but this process sees no GPU; "
             "set it to 0, or train where there is one."
         )
-    return torch.device("cuda" if config.gpus_per_worker else "cpu")
+    wanted = torch.cuda.is_available() if config.gpus_per_worker is None else config.gpus_per_worker
+    return torch.device("cuda" if wanted else "cpu")
 
 
 def _fresh(objective: Objective, config: TrainConfig, data: Any, device: torch.device) -> Run:

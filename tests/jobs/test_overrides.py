@@ -121,7 +121,7 @@ def test_a_file_is_read_and_an_empty_one_says_nothing(tmp_path: Path) -> None:
         ("- a\n- b\n", "holds ['a', 'b'] but settings are a mapping"),
         ("shape: !!python/object/apply:os.system ['touch {marker}']", "is not a plain YAML file (could not determine"),
         ("shape: [", "is not a plain YAML file (while parsing"),
-        ("a: &a {b: *a}", "there is no setting 'a'"),
+        ("a: &a {b: *a}", "the alias *a"),
     ],
 )
 def test_a_wrong_file_is_one_sentence_with_its_name(tmp_path: Path, text: str, sentence: str) -> None:

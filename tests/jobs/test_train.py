@@ -18,7 +18,9 @@ from commands import figures_of, shoal
 
 from jobs.backbone import with_backbone
 from jobs.config import RunConfig, resolve
+from jobs.extract import room_of as extract_room
 from jobs.train import figures_of as figures_of_summary
+from jobs.train import room_of
 from models.backbone_config import BackboneConfig
 from models.errors import ShoalError
 from models.objective import ImageSummary, whole_batch
@@ -220,7 +222,7 @@ def test_warnings_of_a_run_are_sentences(photos: Path, tiny: Path, tmp_path: Pat
 
 
 def test_a_backbone_is_given_by_name_run_artifact_or_checkpoint(trained: dict[str, Any], tmp_path: Path) -> None:
-    assert with_backbone("pixels", ["a=b"]) == ["a=b", 'backbone.name="pixels"']
+    assert with_backbone("pixels", ["a=b"]) == ["a=b", "learn=false", 'backbone.name="pixels"']
     for given in (trained["output"], trained["backbone"]):
         sets = with_backbone(str(given), ["backbone.size=16"])
         found = resolve(Path("fashion_mnist"), sets).backbone  # whose own backbone is of grey pixels
@@ -237,6 +239,17 @@ def test_the_backbone_of_a_run_under_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "training.json").write_text('{"format": "shoal-training", "version": 1}')
     with pytest.raises(ShoalError, match="is not over"):
         with_backbone(str(tmp_path), [])
+
+
+def test_a_cluster_is_asked_for_the_least_that_training_begins_with() -> None:
+    full = Path("imagenet_full")
+    assert room_of(resolve(full)) == [{"CPU": 8, "GPU": 1}] * 32  # it has GPUs by `deploy`; of 64 workers 32 will do
+    assert room_of(resolve(full, ["deploy.gpu.count=0"])) == [{"CPU": 8}] * 32
+    remote = ["train.images.feed=remote", "train.loop.workers=2", "train.images.threads=3"]
+    assert room_of(resolve(None, remote)) == [{"CPU": 1}] * 2 + [{"CPU": 3}] * 4
+    assert extract_room(resolve(full), 147) == [{"CPU": 1, "GPU": 1}] * 16
+    assert extract_room(resolve(full), 2) == [{"CPU": 1, "GPU": 1}] * 2  # a worker per shard at most
+    assert extract_room(resolve(None, ["extract.gpus_per_actor=0.5"]), 9) == []  # as many as there is room for
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

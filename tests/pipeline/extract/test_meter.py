@@ -14,6 +14,10 @@ import ray
 from models.backbones import BackboneConfig
 from pipeline.extract.config import ExtractConfig
 from pipeline.extract.extract import extract
+from pipeline.extract.meter import ROWS, tell_commit
+from pipeline.extract.shard import ShardResult
+from pipeline.ingest.shards import ShardSummary
+from pipeline.metrics import Counter
 from pipeline.tables.collection import Collection
 
 
@@ -25,7 +29,7 @@ def exported() -> dict[str, float]:
         with urllib.request.urlopen(f"http://{node['NodeManagerAddress']}:{port}/metrics", timeout=10) as answer:
             text = answer.read().decode()
         for name, tags, value in re.findall(r"^ray_(shoal_\w+)\{(.*)\} (\S+)$", text, re.MULTILINE):
-            tag = re.search(r'(?:reason|stage|outcome)="(\w+)"', tags)
+            tag = re.search(r'(?:reason|stage|outcome|status)="(\w+)"', tags)
             key = f"{name} {tag[1]}" if tag else name
             sums[key] = sums.get(key, 0.0) + float(value)
     return sums
@@ -50,6 +54,21 @@ def settled() -> dict[str, float]:
     return last
 
 
+def test_rows_of_a_commit_are_told_by_status_and_those_of_a_shard_that_failed_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[tuple[Counter, float, dict[str, str]]] = []
+    monkeypatch.setattr(Counter, "add", lambda self, value, **labels: told.append((self, value, labels)))
+    summary = ShardSummary("a", size=10, checksum="sha256:0", samples=3, rejects=2, ignored=0)
+    tell_commit(
+        [
+            ShardResult("a", images=3, rejects={"empty_image": 1, "not_an_image": 1}, summary=summary),
+            ShardResult("b", images=5, failure="it is gone"),
+        ]
+    )
+    assert told == [(ROWS, 3, {"status": "ok"}), (ROWS, 2, {"status": "rejected"})]
+
+
 @pytest.mark.slow
 def test_images_rejects_bytes_and_stages_are_counted(
     ray_session: None, tar: Callable[..., str], png: Callable[..., bytes], pixels: BackboneConfig, tmp_path: Path
@@ -61,6 +80,8 @@ def test_images_rejects_bytes_and_stages_are_counted(
     wanted = {
         "shoal_images_embedded_total": 39,
         "shoal_rejects_total empty_image": 1,
+        "shoal_rows_committed_total ok": 39,
+        "shoal_rows_committed_total rejected": 1,
         "shoal_shards_total extracted": 1,
         "shoal_shard_bytes_read_total": Path(shard).stat().st_size,
     }

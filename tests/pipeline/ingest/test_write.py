@@ -141,6 +141,13 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path, torn: bytes) -> None:
     assert sorted(contents(out)) == [*sorted(shard.name for shard in shards), JOURNAL]
 
 
+def test_a_run_that_was_killed_between_the_journal_and_the_name_goes_on(tmp_path: Path) -> None:
+    folder, out, config = fill(tmp_path / "in", FILES), tmp_path / "out", ShardConfig(images_per_shard=2)
+    whole = {shard.name: shard.read_bytes() for shard in write_shards(folder, out, config)}
+    (out / "shard-000001.tar").rename(out / ".shard-000001.tar.part")
+    assert {shard.name: shard.read_bytes() for shard in write_shards(folder, out, config)} == whole
+
+
 def test_a_shard_that_lost_bytes_is_written_again(tmp_path: Path) -> None:
     folder, out = fill(tmp_path / "in", FILES), tmp_path / "out"
     (shard,) = write_shards(folder, out)

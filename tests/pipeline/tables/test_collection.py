@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.tables.collection import Collection
+from pipeline.tables.samples import TableProperties
 from pipeline.tables.schema import TableError
 
 
@@ -113,6 +114,15 @@ def test_nothing_was_extracted_yet(tmp_path: Path) -> None:
     assert collection.clusterings() == []
     with pytest.raises(TableError, match="no Delta table at"):
         _ = collection.samples
+
+
+def test_samples_whose_making_was_killed_can_be_made(tmp_path: Path) -> None:
+    collection = Collection.create(tmp_path / "t")
+    (tmp_path / "t" / "samples" / "_delta_log").mkdir(parents=True)
+    assert not collection.has_samples()
+    properties = TableProperties(dimension=1, backbone="b", backbone_digest="", l2_normalised=False, preprocessing={})
+    collection.create_samples(properties)
+    assert collection.has_samples()
 
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "a b", "x" * 101])

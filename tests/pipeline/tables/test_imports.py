@@ -172,6 +172,20 @@ def test_another_dimension_is_refused_with_both_and_leaves_nothing(tmp_path: Pat
     assert len(list(Path(table.path).rglob("*.parquet"))) == 1
 
 
+def test_rows_are_kept_where_only_the_record_of_their_file_cannot_be_written(tmp_path: Path) -> None:
+    file = _npy(tmp_path / "1.npy", [[1, 2]])
+    Collection.create(tmp_path / "t")
+    (tmp_path / "t" / "shards").write_text("in the way")
+    with pytest.raises(TableError, match="No table can be made"):
+        import_files([file], tmp_path / "t")
+    (tmp_path / "t" / "shards").unlink()
+    summary = import_files([file], tmp_path / "t")
+    assert (summary.files, summary.skipped) == (0, 1)
+    table = Collection.open(tmp_path / "t")
+    assert [row[3] for row in _rows(table.samples)] == [[1.0, 2.0]]
+    assert table.shards.count() == 1
+
+
 def test_a_file_that_turns_out_bad_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "BLOCK_BYTES", 500 * 4)
     ragged = [[1.0]] * 2000 + [[1.0, 2.0]]

@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from pipeline.tables.schema import TableError
-from pipeline.tables.storage import delta_options, delta_path, is_url, open_filesystem, patiently
+from pipeline.tables.storage import delta_options, delta_path, files_below, is_url, open_filesystem, patiently
 from pipeline.tables.stores import S3, Address, one_line
 
 RETRIES = {"max_retries": "7", "retry_timeout": "180s"}
@@ -160,6 +160,19 @@ def test_an_error_becomes_a_line_without_secrets(monkeypatch: pytest.MonkeyPatch
     assert one_line(OSError(tree)) == "Kernel error: GET http://host/x?sig=***&a=1: key ***, ***"
     assert one_line(OSError("first\nsecond")) == "first"
     assert one_line(OSError()) == "OSError"
+
+
+def test_files_below_are_those_of_the_folder_itself_and_of_nobody_who_is_linked_to(tmp_path: Path) -> None:
+    theirs, root = tmp_path / "theirs", tmp_path / "root"
+    for path in (theirs / "thesis", root / "a", root / "deep" / "er" / "b"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"123")
+    (root / "deep" / "link").symlink_to(theirs)
+    (root / "linked").symlink_to(theirs / "thesis")
+    filesystem, path = open_filesystem(root)
+    assert files_below(filesystem, path) == {f"{root}/a": 3, f"{root}/deep/er/b": 3}
+    assert files_below(filesystem, f"{path}/none") == {}
+    assert files_below(pafs.SubTreeFileSystem(str(root), filesystem), "deep/er") == {"deep/er/b": 3}  # as a store's
 
 
 def test_what_fails_passingly_is_read_again() -> None:

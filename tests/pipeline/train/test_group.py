@@ -7,6 +7,7 @@ import pickle
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import Queue
@@ -36,13 +37,23 @@ from pipeline.tables.imports import import_files
 from pipeline.tables.place import place
 from pipeline.train import group
 from pipeline.train.checkpoints import Checkpoint, CheckpointStore
-from pipeline.train.group import Workers, _Storage, _watched, run_group
+from pipeline.train.group import Workers, _Storage, _watched, run_group, with_gpus
 from pipeline.train.result import Fit
 from pipeline.train.rows import HeldRows, Rows, SavedRows
 from pipeline.train.trainer import train, train_rows
 from pipeline.train.world import World
 
 TWO = Workers(count=2, cpus=1, gpus=0, max_failures=0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "gpus"),
+    [(None, {"CPU": 8.0, "GPU": 2.0}, 1), (None, {"CPU": 8.0}, 0), (0, {"GPU": 2.0}, 0), (1, {"CPU": 8.0}, 1)],
+)
+def test_workers_have_gpus_where_there_are_any_unless_it_is_said(
+    asked: int | None, there: dict[str, float], gpus: int
+) -> None:
+    assert with_gpus(replace(TWO, gpus=asked), there).gpus == gpus
 
 
 @pytest.fixture

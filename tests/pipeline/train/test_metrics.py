@@ -167,5 +167,5 @@ def test_prometheus_finds_the_last_figures_while_a_session_is_up(ray_session: No
             with urllib.request.urlopen(url, timeout=10) as answer:
                 text = answer.read().decode()
             lines = re.findall(r"^ray_shoal_(train_\w+)\{.*\} (\S+)$", text, re.MULTILINE)
-            found = {name: float(value) for name, value in lines}
+            found = {name: float(value) for name, value in lines if name in wanted}
     assert found == wanted

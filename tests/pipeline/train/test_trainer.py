@@ -25,7 +25,7 @@ from pipeline.train.loop import Run, Trainer, plan_of
 from pipeline.train.optimizer import make_optimizer
 from pipeline.train.result import Fit
 from pipeline.train.rows import HeldRows, Rows, SavedRows
-from pipeline.train.trainer import run_worker, train, train_rows
+from pipeline.train.trainer import _device, run_worker, train, train_rows
 from pipeline.train.world import Alone
 
 
@@ -230,6 +230,14 @@ def test_a_gpu_that_is_not_there_is_a_sentence(rows: Rows, monkeypatch: pytest.M
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ShoalError, match="gpus_per_worker is 1 but this process sees no GPU"):
         _train(rows, gpus_per_worker=1)
+
+
+def test_gpus_are_taken_where_there_are_any(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert _train(rows, gpus_per_worker=None).history == _train(rows, gpus_per_worker=0).history
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert _device(TrainConfig(gpus_per_worker=None)).type == "cuda"
+    assert _device(TrainConfig(gpus_per_worker=0)).type == "cpu"
 
 
 def test_more_workers_than_a_batch_has_rows_are_a_sentence(rows: Rows, saved: SavedRows, tmp_path: Path) -> None:
