@@ -77,7 +77,7 @@ def local_ray(
         yield
         return
     _check_reachable(address)
-    with _signals_kept():
+    with _signals_kept(), _start_explained(address):
         ray.init(
             address=address,
             logging_level=logging.ERROR,
@@ -87,7 +87,7 @@ def local_ray(
             **_options(config, address),
         )
     try:
-        with room_for(room, config.wait_s, on_progress):
+        with room_for(room, 0 if address == "local" else config.wait_s, on_progress):
             yield
     finally:
         ray.shutdown()
@@ -104,6 +104,23 @@ def _signals_kept() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _start_explained(address: str) -> Iterator[None]:
+    """What Ray raises where it does not come up, as a sentence; its own says little, and hides in a traceback."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:  # connections and time limits among them
+        cause = " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())
+        if address == "local":
+            sentence = f"Ray did not start on this machine ({cause}); see that memory and the disk of /tmp suffice"
+        else:
+            sentence = (
+                f"The Ray cluster at {address!r} does not take this command ({cause}); see that Ray here has its "
+                "version, and RAY_AUTH_MODE=token with RAY_AUTH_TOKEN_PATH its token"
+            )
+        raise ShoalError(f"{sentence}, and run the same command again: it continues.") from error
 
 
 def _metadata() -> dict[str, str]:

@@ -99,7 +99,8 @@ def _head(folder: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
     port, dashboard = _free_port(), _free_port()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SHOAL_"))}
-    env = {**kept, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    env = {**kept, **token, "PATH": path, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
     options = [
         *("--head", "--block", "--disable-usage-stats", "--node-ip-address", "127.0.0.1", "--port", str(port)),
         *("--include-dashboard", "true", "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)),

@@ -39,14 +39,22 @@ trap stop TERM
 
 # shellcheck disable=SC2016 # expanded on each machine, whose CPUs and GPUs may differ
 on_each='
-    trap "rm -rf \"$RAY_TMPDIR\"" EXIT
+    # A job that is cancelled: symmetric-run dies of the signal, and Ray would stay where Slurm does not track by cgroup.
+    trap "ray stop --force >/dev/null 2>&1; rm -rf \"$RAY_TMPDIR\"" EXIT
+    trap "exit 143" TERM
     mkdir -p --mode=700 "$RAY_TMPDIR"
-    ray symmetric-run --address "$RAY_ADDRESS" --min-nodes "$SLURM_JOB_NUM_NODES" \
-        --num-cpus "$SLURM_CPUS_ON_NODE" --num-gpus "${SLURM_GPUS_ON_NODE:-0}" -- "$@"'
+    for _ in 1 2 3; do
+        ray symmetric-run --address "$RAY_ADDRESS" --min-nodes "$SLURM_JOB_NUM_NODES" \
+            --num-cpus "$SLURM_CPUS_ON_NODE" --num-gpus "${SLURM_GPUS_ON_NODE:-0}" -- "$@" || exit
+        # It ends well even where Ray did not start, as happens on machines that are slow to load it.
+        [ ! -e "$0" ] || exit 0
+        echo "Ray did not start on $SLURMD_NODENAME" >&2
+    done
+    exit 1'
 # shellcheck disable=SC2016
 on_head='echo $$ >"$0"; exec shoal "$@"'
 # Not killed on a bad exit: the others end by themselves without their head, and the exit code is shoal's.
-srun --kill-on-bad-exit=0 --cpu-bind=none bash -c "$on_each" symmetric-run bash -c "$on_head" "$folder/pid" "$@" &
+srun --kill-on-bad-exit=0 --cpu-bind=none bash -c "$on_each" "$folder/pid" bash -c "$on_head" "$folder/pid" "$@" &
 step=$!
 
 code=0

@@ -93,7 +93,7 @@ def follow(client: Client, id_: str, show: Callable[[str], None]) -> Job:
     while True:
         try:
             job = client.job(id_)  # before the log, so that the log of a job that is over is whole
-            log = client.log(id_)
+            log = _log(client, id_)
         except UnreachableError as error:
             if time.monotonic() - last_heard > PATIENCE_S:
                 raise ShoalError(_lost(client, id_, job)) from error
@@ -102,11 +102,12 @@ def follow(client: Client, id_: str, show: Callable[[str], None]) -> Job:
         except UnknownJobError as error:
             raise ShoalError(_forgotten(client, id_) if job else str(error)) from error
         last_heard = time.monotonic()
-        show(log[seen:])
-        seen = max(seen, len(log))
+        if log is not None:
+            show(log[seen:])
+            seen = max(seen, len(log))
         if job.is_over:
             return job
-        time.sleep(max(EVERY_S, min(30.0, len(log) / AT_ONCE)))
+        time.sleep(max(EVERY_S, min(30.0, seen / AT_ONCE)))
 
 
 @contextmanager
@@ -164,6 +165,16 @@ def ending(job: Job) -> str:
         how = f"ended by signal {code - SIGNALLED}"
         return f"Job {job.id} was {how}; submit the same command again, and it continues from what is committed."
     return f"Job {job.id} ended with exit code {code}; its last lines say why."
+
+
+def _log(client: Client, id_: str) -> str | None:
+    """None where the log cannot be had and the job can: its machine is gone, or what it said is no text."""
+    try:
+        return client.log(id_)
+    except UnreachableError:
+        raise
+    except ShoalError:
+        return None
 
 
 def _first(message: str) -> str:

@@ -28,8 +28,9 @@ STAND_INS = {
     "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
     "scontrol": 'echo "scontrol $*" >>"$RECORD/calls"',
     "squeue": 'echo "squeue $*" >>"$RECORD/calls"; cat "$RECORD/state"',
-    # ray symmetric-run OPTION... -- COMMAND: the command; where Ray does not start it says so and ends well, as the real one.
+    # ray symmetric-run OPTION... -- COMMAND: the command. Where Ray does not start, the real one ends well, too.
     "ray": """
+        [ "$1" != stop ] || exit 0
         printf "%s\\0" "$@" >"$RECORD/ray"; echo start >>"$RECORD/starts"
         [ "$(wc -l <"$RECORD/starts")" -gt "${RAY_FAILS:-0}" ] || { echo "Failed to start Ray"; exit 0; }
         while [ "$1" != -- ]; do shift; done

@@ -46,6 +46,7 @@ def test_a_session_on_a_cluster(tmp_path: Path) -> None:
         run = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, env=environment, check=False)
         assert run.returncode == 0, run.stderr
         jobs = asked(cluster, "/api/jobs/")
+        stranger = refused({**environment, "RAY_AUTH_TOKEN": "0" * 64}, cluster.address)
     lines = [json.loads(line) for line in run.stdout.splitlines()]
     assert lines == [
         ["run-1", 2, "wait for machines, room for 2 of 2", True],
@@ -55,7 +56,19 @@ def test_a_session_on_a_cluster(tmp_path: Path) -> None:
     ]
     told = [job["metadata"] for job in jobs]
     assert len(told) == 3
+    assert f"The Ray cluster at '{cluster.address}' does not take this command" in stranger
+    assert "RAY_AUTH_TOKEN_PATH its token" in stranger
     assert all(each["shoal_command"] == "cluster" and "shoal_version" in each for each in told)
+
+
+def refused(environment: dict[str, str], address: str) -> str:
+    """What a command says that the cluster at `address` does not let in."""
+    code = (
+        "from jobs.context import *\nfrom jobs.outcome import sentences\nwith sentences(), local_ray(RayConfig()): pass"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert run.returncode != 0
+    return next(line for line in run.stderr.splitlines() if address in line and line.startswith("The Ray"))
 
 
 def asked(cluster: Head, path: str) -> Any:

@@ -173,18 +173,12 @@ def check_sentence(result: Result) -> None:
 @pytest.mark.parametrize(
     ("name", "pages"),
     [
-        ("shards", 0),
         ("shards", 10),
         ("import", 1),
         ("import", 4),
-        ("cluster", 2),
         ("cluster", 13),
-        ("cluster", 17),
-        ("assign", 4),
         ("recluster", 6),
-        ("rollback", 4),
         ("remove", 6),
-        ("remove", 16),
     ],
 )
 def test_a_full_disk_is_a_sentence_and_the_same_command_goes_on(

@@ -33,6 +33,7 @@ SETTINGS = (
     "cluster.reduce.n_components=16",
     "cluster.algorithm.kind=dpm",
     "baseline=false",
+    "report.map_rows=500",
 )
 
 

@@ -91,9 +91,11 @@ def test_a_plan_counts_the_inputs_and_touches_nothing(tmp_path: Path, images: Pa
     before = snapshot(tmp_path)
     result = shoal("run", images, "--output", tmp_path / "run", "--dry-run", "--set", "backbone.name=pixels")
     assert result.exit_code == 0, result.stderr
-    steps = [line.split()[0] for line in result.stdout.partition("steps\n")[2].splitlines()[1:]]
+    plan, _, estimates = result.stdout.partition("steps\n")[2].partition("estimates\n")
+    steps = [line.split()[0] for line in plan.splitlines()[1:]]
     assert steps == ["shards", "extract", "cluster", "baseline", "assign", "evaluate", "report"]
-    assert f"6 images of {images} into" in result.stdout
+    assert f"6 images of {images} into" in plan
+    assert "6 images, one after the other" in estimates
     assert "config digest" in result.stdout
     assert snapshot(tmp_path) == before
 

@@ -98,12 +98,18 @@ class Head(Machine):
         return {**_environment(self.token), "RAY_API_SERVER_ADDRESS": self.dashboard}
 
     def join(self, num_cpus: int = 1, resources: Mapping[str, float] | None = None) -> Machine:
-        """One more machine, which is up when this returns."""
+        """One more machine, which is up when this returns, with files of its own.
+
+        Two machines in one folder would remove each other's: the code of a job goes when the job leaves one of them.
+        """
         number = len(self.others)
+        temp = self.temp / f"m{number}"
         before = self.nodes()
         ports = ("--metrics-export-port", "--dashboard-agent-listen-port", "--runtime-env-agent-port")
         options = [
-            *("--address", self.address, "--resources", json.dumps(dict(resources or {}))),
+            *("--address", self.address, "--temp-dir", str(temp), "--resources", json.dumps(dict(resources or {}))),
+            # Of its own: two machines with one would unpack a job's code into the same folder, one over the other.
+            *("--temp-dir", str(self.temp / f"m{number}")),
             *(word for port in ports for word in (port, str(free_port()))),
         ]
         machine = _start(options, num_cpus, self.token, self.folder / f"machine{number}.log")
@@ -182,7 +188,8 @@ def _environment(token: str | None) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SHOAL_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
     auth = {"RAY_AUTH_MODE": "disabled"} if token is None else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-    return {**kept, **auth, "PATH": path, "OMP_NUM_THREADS": "1"}
+    quick = {"OMP_NUM_THREADS": "1", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+    return {**kept, **auth, **quick, "PATH": path}
 
 
 def _wait(machine: Machine, is_up: Callable[[], bool]) -> None:

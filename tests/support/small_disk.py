@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -26,11 +27,17 @@ class SmallDisk:
         return self.root / "home"
 
     def fill(self, pages: int) -> None:
-        """Leave room for so many pages of `PAGE` bytes, and nothing else."""
+        """Leave room for so many pages of `PAGE` bytes, and nothing else; also while somebody is writing."""
         self.empty()
-        free = os.statvfs(self.root).f_bavail * os.statvfs(self.root).f_bsize - pages * PAGE
-        with self._filler.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, free)
+        while True:
+            found = os.statvfs(self.root)
+            with self._filler.open("wb") as file:
+                try:
+                    os.posix_fallocate(file.fileno(), 0, found.f_bavail * found.f_bsize - pages * PAGE)
+                    return
+                except OSError as error:  # others were faster
+                    if error.errno != errno.ENOSPC:
+                        raise
 
     def empty(self) -> None:
         """Give all room back."""

@@ -96,8 +96,8 @@ def test_it_is_the_static_script_with_the_command_filled_in() -> None:
     if not STATIC.exists():
         pytest.skip(f"NO {STATIC}: nothing to compare with")
     before, _, after = PARTS.read_text().split("\n", 2)[2].partition("#@\n")
-    assert before.strip() in STATIC.read_text()
-    assert after.strip() in STATIC.read_text()
+    assert before.strip() in STATIC.read_text(), f"copy the lines of {STATIC} into {PARTS}"
+    assert after.strip() in STATIC.read_text(), f"copy the lines of {STATIC} into {PARTS}"
 
 
 def test_machines_are_those_with_gpus_and_time_is_rounded_up() -> None:

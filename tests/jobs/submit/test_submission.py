@@ -13,7 +13,7 @@ from commands import shoal
 from jobs.submit.client import Node
 from jobs.submit.package import Package
 from jobs.submit.parse import parse_command
-from jobs.submit.submission import Submission, check_settings, driver_resource, new_id, run_id
+from jobs.submit.submission import Submission, check_settings, driver_resource, has_idle_head, new_id, run_id
 from models.errors import ShoalError
 
 PACKAGE = Package(Path("/staged"), 1, 1)
@@ -90,6 +90,12 @@ def test_the_command_runs_on_a_machine_that_offers_itself_if_the_head_does_not_w
 ) -> None:
     assert driver_resource(nodes, given) == resource
     assert submission(driver=resource).options(PACKAGE)["entrypoint_resources"] == ({resource: 1} if resource else None)
+
+
+def test_a_head_without_cpus_is_there_to_coordinate() -> None:
+    assert has_idle_head([IDLE_HEAD, WORKER])
+    assert not has_idle_head([HEAD, WORKER])
+    assert not has_idle_head([])  # the cluster does not say
 
 
 @pytest.mark.parametrize(
