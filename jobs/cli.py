@@ -52,9 +52,10 @@ def demo(
     json: Json = None,
 ) -> None:
     """Cluster 1,797 handwritten digits, from images to a report."""
+    from jobs.config import shipped
     from jobs.demo import demo as demo_run
 
-    carry_out(lambda settings: demo_run(output, settings), config or Path("digits"), sets, dry_run, json)
+    carry_out(lambda settings: demo_run(output, settings), config or shipped("digits"), sets, dry_run, json)
 
 
 @app.command()

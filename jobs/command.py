@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +39,7 @@ def run_now(job: Job, json: Path | None, config: str | None = None) -> None:
 
     Raises ShoalError, before it runs, where JSON could not be written after.
     """
+    from jobs.figures import plain
     from jobs.screen import progress
 
     if json is not None and not json.absolute().parent.is_dir():
@@ -47,7 +48,7 @@ def run_now(job: Job, json: Path | None, config: str | None = None) -> None:
         with progress(journal) as on_progress:
             figures = job.run(on_progress)
         finish(figures, json)
-        journal.end(FINISHED, 0, None, figures.values)
+        journal.end(FINISHED, 0, None, plain(figures.values))
 
 
 @contextmanager
@@ -66,13 +67,14 @@ def _told(job: Job, config: str | None) -> Iterator[Journal]:
 
 
 def finish(figures: Figures, json: Path | None) -> None:
-    """Show figures, and write them. Raises Missed where they fall short."""
+    """Write figures, and show them to whoever is still there. Raises Missed where they fall short."""
     from jobs.figures import write_json
     from jobs.screen import show as show_figures
 
-    show_figures(figures)
     if json is not None:
         write_json(figures, json)
+    with suppress(BrokenPipeError, SystemExit):  # rich's way to say that nobody reads: what was done is done
+        show_figures(figures)
     if figures.shortfall:
         raise Missed(figures.shortfall)
 

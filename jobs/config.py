@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -119,12 +120,17 @@ def digest(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def shipped(name: str) -> Path | None:
+    """The file of a config that shoal ships; None if there is none of that name."""
+    file = Path(str(resources.files("jobs").joinpath("configs", f"{name}.yaml")))
+    return file if re.fullmatch(r"\w+", name) and file.is_file() else None
+
+
 def _find(file: Path) -> Path:
-    if file.exists() or file.suffix:
+    if file.is_file() or file.suffix:
         return file
-    shipped = {
-        Path(entry.name).stem: Path(str(entry)) for entry in resources.files("jobs").joinpath("configs").iterdir()
-    }
-    if str(file) in shipped:
-        return shipped[str(file)]
-    raise ShoalError(f"There is no config file {file}; give a YAML file, or one of {', '.join(sorted(shipped))}.")
+    found = shipped(str(file))
+    if found is not None or file.exists():
+        return found or file
+    configs = sorted(Path(entry.name).stem for entry in resources.files("jobs").joinpath("configs").iterdir())
+    raise ShoalError(f"There is no config file {file}; give a YAML file, or one of {', '.join(configs)}.")

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.report.wording import DASH, count, number
@@ -31,8 +32,8 @@ class Figures:
 
     def document(self) -> dict[str, Any]:
         """The same figures as plain JSON values; what is not finite becomes null."""
-        tables = {name: [_plain(row) for row in rows] for name, rows in self.tables.items()}
-        return {"command": self.title, **_plain(self.values), **tables}
+        tables = {name: [plain(row) for row in rows] for name, rows in self.tables.items()}
+        return {"command": self.title, **plain(self.values), **tables}
 
 
 def shown(value: Value) -> str:
@@ -55,11 +56,15 @@ def write_json(figures: Figures, path: Place) -> None:
     """Write the figures as JSON. Raises OSError where the folder is missing or closed."""
     from pipeline.tables.place import write_whole  # noqa: PLC0415  pyarrow; `shoal --help` need not wait for it
 
-    text = json.dumps(figures.document(), indent=2, ensure_ascii=False, allow_nan=False)
-    write_whole(path, f"{text}\n".encode())
+    data = f"{json.dumps(figures.document(), indent=2, ensure_ascii=False, allow_nan=False)}\n".encode()
+    if isinstance(path, Path) and path.exists() and not path.is_file():
+        path.write_bytes(data)  # a pipe or a device: a file is not to take its place
+    else:
+        write_whole(path.resolve() if isinstance(path, Path) else path, data)
 
 
-def _plain(row: Row) -> dict[str, Value]:
+def plain(row: Row) -> dict[str, Value]:
+    """As JSON can have it: what is not finite becomes null."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
     }

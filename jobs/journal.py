@@ -15,6 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from threading import Event, RLock, Thread
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 LOG, RUN_ID = "SHOAL_LOG", "SHOAL_RUN_ID"
 STATUS = "status.json"
+TICK_S = 1.0  # between two looks whether there is something to tell
 EVERY_S, STORE_EVERY_S = 5.0, 60.0  # between two lines, or two writes of the status; to a store each is a request
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray gives to the process of a submitted job
@@ -65,9 +67,9 @@ def as_json() -> bool:
     return os.environ.get(LOG) == "json"
 
 
-def now() -> str:
-    """The time as lines give it: UTC, ISO 8601, milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def now(precision: str = "milliseconds") -> str:
+    """The time as lines give it: UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec=precision).replace("+00:00", "Z")
 
 
 def begin(command: str | None = None) -> None:
@@ -103,8 +105,10 @@ def submission() -> str | None:
 
 
 def _emit(line: Mapping[str, Any]) -> None:
-    if as_json():
-        sys.stderr.write(f"{json.dumps(line, allow_nan=False, default=str)}\n")
+    if not as_json() or sys.stderr is None:  # closed before Python began
+        return
+    with suppress(OSError, ValueError):  # nobody reads any more, which is no reason to end
+        sys.stderr.write(f"{json.dumps(line, default=str)}\n")
         sys.stderr.flush()
 
 
@@ -121,7 +125,7 @@ class Journal:
         self._began = self._moved_at = time.monotonic()
         self._steps: dict[str, dict[str, Any]] = {}
         self._status: dict[str, Any] = {}
-        self._fixed = {"started": now(), "host": socket.gethostname(), "pid": os.getpid(), "job": submission()}
+        self._fixed: dict[str, Any] = {"started": now("microseconds"), "host": socket.gethostname(), "pid": os.getpid(), "job": submission()}
         self._told_at = self._wrote_at = 0.0
         self._changed = self._due = self._failed = self._identified = False
         self._named: str | None = None  # the run, from outside
@@ -171,7 +175,10 @@ class Journal:
         self._tell(level, state, **{"step": _now.step, **more, "figures": figures})
         _now.over = True
         self._status |= more
-        self._write(state)
+        home = self._home()
+        if self._steps or home is None or read_status(home) is None:
+            self._write(state)
+        # else it was refused before its first step, and what an earlier attempt came to stays told
 
     def _count_time(self) -> None:
         """What went by since the last call went into the step that was told of then."""
@@ -182,11 +189,11 @@ class Journal:
 
     def _watch(self) -> None:
         """Only this thread writes before the end: a store may take long, and the work is not to wait for it."""
-        while not self._over.wait(1.0):
+        while not self._over.wait(TICK_S):
             with self._lock:
                 if self._changed and time.monotonic() - self._told_at >= EVERY_S:
                     self._tell("info", "progress", **self._status)
-            if self._due or time.monotonic() - self._wrote_at >= self._pause_s:
+            if self._due or (self._steps and time.monotonic() - self._wrote_at >= self._pause_s):
                 self._write(RUNNING)
 
     def _tell(self, level: str, event: str, **more: Any) -> None:
@@ -204,6 +211,8 @@ class Journal:
         if not self._identified:  # the folder was not ours before, so nothing was known of earlier attempts
             self._identified = True
             self._work = _now.work = _followed(self._work, home)
+        elif _is_older((self._work, self._fixed["started"]), read_status(home)):
+            return  # another attempt has begun since, and this one is on its way out
         with self._lock:
             steps = [{**each, "seconds": round(each["seconds"], 3)} for each in self._steps.values()]
             line = self._work.line("info", "status", **self._status)
@@ -243,6 +252,15 @@ def _followed(work: Work, home: Place) -> Work:
     run = _id(os.environ.get(RUN_ID)) or _id(before.get("run")) or work.run or secrets.token_hex(6)
     again = isinstance(attempt, int) and run == before.get("run")
     return replace(work, run=run, attempt=attempt + 1 if again and isinstance(attempt, int) else 1)
+
+
+def _is_older(mine: tuple[Work, str], found: Mapping[str, Any] | None) -> bool:
+    """Whether a status is of a later attempt of the same run."""
+    work, started = mine
+    attempt, when = (found or {}).get("attempt"), (found or {}).get("started")
+    if (found or {}).get("run") != work.run or not isinstance(attempt, int) or not isinstance(when, str):
+        return False
+    return (attempt, when) > (work.attempt or 0, started)
 
 
 def _id(found: object) -> str | None:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs.figures import Figures, Row, Value
-from jobs.journal import EVERY_S, FINISHED, INTERRUPTED, RUNNING, STORE_EVERY_S, read_status
+from jobs.journal import EVERY_S, FINISHED, INTERRUPTED, RUNNING, read_status
 from jobs.steps import Step
 from models.errors import ShoalError
 from pipeline.progress import Progress
@@ -21,7 +21,8 @@ from pipeline.tables.schema import TableError
 from pipeline.tables.storage import is_url
 
 LOST = "lost"
-_SILENT = 6  # intervals without a word after which a run is taken for dead
+_SILENT_S, _SILENT_STORE_S = 60, 180  # without a word a run is taken for dead; clocks of machines differ
+_GONE_S = 2 * EVERY_S  # if besides its process is no more
 _KNOWN = ("run", "command", "attempt", "config", "step", "done", "total", "detail")
 _AFTER = ("started", "seconds", "exit_code", "message", "host", "pid", "job", "output")
 
@@ -39,7 +40,7 @@ class Status:
 
     def run(self, on_progress: Progress) -> Figures:
         """Raises ShoalError where nothing is known of such a run."""
-        if is_url(self.run_) or place(self.run_).exists():
+        if "/" in self.run_ or is_url(self.run_) or place(self.run_).exists():
             folder = place(self.run_).absolute()
             return figures_of(folder, _required(folder), {})
         return self._of_job()
@@ -50,9 +51,9 @@ class Status:
         job = find_job(self.run_, self.address)
         told: dict[str, Value] = {"job": self.run_, "job_state": job.state, "job_exit_code": job.exit_code}
         output = job.metadata.get("shoal_output")
-        folder = place(output).absolute() if output else None
+        folder = _folder(output)
         status = read_status(folder) if folder is not None else None
-        if folder is None or status is None:
+        if folder is None or status is None or status.get("job") != self.run_:  # or it tells of another run
             where = f"its output {output}" if output else "no output of its own"
             about = {name: job.metadata.get(f"shoal_{name}") for name in ("run", "command", "config")}
             told["note"] = f"nothing can be read here of {where}; `shoal jobs logs {self.run_}` has what it said"
@@ -66,7 +67,8 @@ def figures_of(folder: Place, status: Mapping[str, Any], more: Mapping[str, Valu
     values: dict[str, Value] = {"path": str(folder), "state": state, **more, "note": note}
     values |= {name: _plain(status.get(name)) for name in (*_KNOWN, "time", *_AFTER)}
     shown = {name: value for name, value in values.items() if value is not None}
-    steps = [_step(each) for each in status.get("steps") or () if isinstance(each, Mapping)]
+    listed = status.get("steps")
+    steps = [_step(each) for each in listed if isinstance(each, Mapping)] if isinstance(listed, list) else []
     table, generations = _table(folder)
     return Figures("status", shown | table, {"steps": steps, "generations": generations})
 
@@ -82,7 +84,8 @@ def judged(status: Mapping[str, Any], now: datetime) -> tuple[str, str | None]:
     if heard is None:
         return LOST, "its last word has no time; the same command continues"
     silence_s = (now - heard).total_seconds()
-    if not _is_gone(status) and silence_s <= _SILENT * _interval_s(status):
+    patience_s = _SILENT_STORE_S if "://" in str(status.get("output") or "") else _SILENT_S
+    if silence_s <= (_GONE_S if _is_gone(status) else patience_s):
         return state, None
     return LOST, f"no sign of life for {silence_s:,.0f} s; the same command continues"
 
@@ -106,13 +109,16 @@ def _is_gone(status: Mapping[str, Any]) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except OSError:
-        return False  # somebody else's
+    except (OSError, OverflowError):
+        return False  # somebody else's, or no number of a process
     return False
 
 
-def _interval_s(status: Mapping[str, Any]) -> float:
-    return STORE_EVERY_S if "://" in str(status.get("output") or "") else EVERY_S
+def _folder(output: str | None) -> Place | None:
+    try:
+        return place(output).absolute() if output else None
+    except (ShoalError, TableError):
+        return None  # nothing that a status could be in
 
 
 def _moment(text: object) -> datetime | None:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -191,13 +196,71 @@ def test_last_words_are_said_once(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_silent_step_is_seen_to_be_alive(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert EVERY_S <= 5
     monkeypatch.setattr(journal, "EVERY_S", 0.0)
+    monkeypatch.setattr(journal, "TICK_S", 0.05)
     with Journal(Work("run", output=str(folder)), lambda: folder) as told:
         told("fit", 0, None)
-        told._over.wait(1.3)
-        first = read_status(folder)
-        assert first is not None
-        told._over.wait(1.3)
-        second = read_status(folder)
-        assert second is not None
+        first = awaited(folder, "")
         assert (first["state"], first["step"]) == ("running", "fit")
-        assert second["time"] > first["time"]
+        assert awaited(folder, first["time"])["time"] > first["time"]
+
+
+def awaited(folder: Path, after: str) -> dict[str, Any]:
+    """The first status that was written later than that."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        found = read_status(folder)
+        if found is not None and found["time"] > after:
+            return found
+        time.sleep(0.05)
+    raise AssertionError("nothing was written within a minute")
+
+
+def test_an_older_attempt_does_not_speak_over_a_newer_one(folder: Path) -> None:
+    with Journal(Work("run", output=str(folder)), lambda: folder) as first:
+        first("fit", 0, None)
+        with Journal(Work("run", output=str(folder)), lambda: folder) as second:
+            second("fit", 0, None)
+            second.end("finished", 0, None)
+        first.end("interrupted", 130, None)
+    status = read_status(folder)
+    assert status is not None
+    assert status["state"] == "finished"
+
+
+def test_a_refusal_before_the_first_step_leaves_what_was_told(folder: Path) -> None:
+    run_now(Working(folder), None)
+    with (
+        pytest.raises(ShoalError),
+        Journal(Work("run", output=str(folder)), lambda: folder) as refused,
+    ):
+        refused.end("failed", 2, "Other settings.")
+        raise ShoalError("Other settings.")
+    status = read_status(folder)
+    assert status is not None
+    assert (status["state"], status["attempt"]) == ("finished", 1)
+
+
+def test_a_figure_that_is_not_finite_is_null(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Odd(Working):
+        def run(self, on_progress: Progress) -> Figures:
+            return Figures("odd", {"nmi": float("nan")})
+
+    run_now(Odd(folder), None)
+    assert lines(capsys)[-1]["figures"] == {"nmi": None}
+
+
+@pytest.mark.slow
+def test_work_outlives_whoever_reads_it(tmp_path: Path) -> None:
+    """Real pipes that are closed: of the log, and of the figures."""
+    shard = tmp_path / "a.tar"
+    with tarfile.open(shard, "w") as tar:
+        tar.addfile(tarfile.TarInfo("a.txt"))
+    code = "from jobs.cli import main; import sys; sys.argv = ['shoal', *sys.argv[1:]]; main()"
+    for closed in ("2>&-", "2>&1 | true; exit ${PIPESTATUS[0]}", ">&-"):
+        json_file = tmp_path / "figures.json"
+        command = f'"$0" -c "$1" show "$2" --json "$3" {closed}'
+        words = [sys.executable, code, str(shard), str(json_file)]
+        done = subprocess.run([shutil.which("bash") or "bash", "-c", command, *words], check=False, capture_output=True)
+        assert done.returncode == 0, (closed, done.stderr)
+        assert json.loads(json_file.read_text())["kind"] == "shard"
+        json_file.unlink()

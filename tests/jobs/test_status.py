@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -31,10 +32,12 @@ def ago(seconds: float) -> str:
     ("found", "state"),
     [
         (status(), "running"),
-        (status(time=ago(40)), "lost"),  # six intervals of 5 s without a word
-        (status(time=ago(200), output="s3://bucket/out"), "running"),  # where a word a minute is enough
-        (status(time=ago(400), output="s3://bucket/out"), "lost"),
-        (status(time=ago(1), host="elsewhere", pid=1), "running"),
+        (status(time=ago(70)), "lost"),  # where a word is due every 5 s
+        (status(time=ago(170), output="s3://bucket/out"), "running"),  # where a word a minute is enough
+        (status(time=ago(190), output="s3://bucket/out"), "lost"),
+        (status(time=ago(20), host="elsewhere", pid=2**22 - 1), "running"),
+        (status(time=ago(20), pid=10**20), "running"),
+        (status(time=ago(20), pid="x"), "running"),
         (status(time="yesterday"), "lost"),
         (status(time="2026-11-22T12:00:00"), "lost"),  # of which zone?
         (status(state="finished", time=ago(9999)), "finished"),
@@ -46,12 +49,26 @@ def test_a_run_that_is_silent_is_lost(found: dict[str, Any], state: str) -> None
     assert judged(found, NOW)[0] == state
 
 
-def test_a_run_whose_process_is_gone_is_lost_at_once() -> None:
+def test_a_run_whose_process_is_gone_is_lost_soon() -> None:
     over = subprocess.Popen([sys.executable, "-c", ""])
     over.wait()
-    state, note = judged(status(pid=over.pid, time=ago(1)), NOW)
-    assert state == "lost"
-    assert note == "no sign of life for 1 s; the same command continues"
+    assert judged(status(pid=over.pid, time=ago(9)), NOW) == ("running", None)  # of a container with this one's name?
+    assert judged(status(pid=over.pid, time=ago(11)), NOW) == (
+        "lost",
+        "no sign of life for 11 s; the same command continues",
+    )
+
+
+@pytest.mark.parametrize("steps", [5, "x", {"a": 1}, [1, None], None])
+def test_a_status_of_somebody_else_is_no_traceback(tmp_path: Path, steps: Any) -> None:
+    (tmp_path / "status.json").write_text(json.dumps({"state": "finished", "steps": steps}))
+    assert figures_of(tmp_path, "status", tmp_path)["steps"] == []
+
+
+def test_a_path_is_no_job(tmp_path: Path) -> None:
+    result = shoal("status", tmp_path / "nowhere")
+    assert result.exit_code == 2
+    assert "nowhere has no status: give the --output of" in result.output
 
 
 def test_a_folder_without_a_status_is_told_what_has_one(tmp_path: Path) -> None:
