@@ -125,7 +125,12 @@ class Journal:
         self._began = self._moved_at = time.monotonic()
         self._steps: dict[str, dict[str, Any]] = {}
         self._status: dict[str, Any] = {}
-        self._fixed: dict[str, Any] = {"started": now("microseconds"), "host": socket.gethostname(), "pid": os.getpid(), "job": submission()}
+        self._fixed: dict[str, Any] = {
+            "started": now("microseconds"),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "job": submission(),
+        }
         self._told_at = self._wrote_at = 0.0
         self._changed = self._due = self._failed = self._identified = False
         self._named: str | None = None  # the run, from outside
