@@ -46,6 +46,7 @@ def find_address(given: str | None) -> Address:
     try:
         parts = urlsplit(text)
         port = parts.port or (443 if parts.scheme == "https" else 80)
+        (parts.hostname or "").encode("idna")  # as whoever looks it up will
     except ValueError as error:
         raise ShoalError(f"{source} is no URL ({error}); {wanted}.") from error
     if parts.username is not None or parts.password is not None:

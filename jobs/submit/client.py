@@ -11,7 +11,9 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
+from urllib.request import getproxies, proxy_bypass
 
 from jobs.submit.address import TOKEN, Address, find_address
 from models.errors import ShoalError
@@ -19,6 +21,7 @@ from models.errors import ShoalError
 WAIT_S = (10, 60)  # for a connection, and for each part of an answer
 OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 _OVERRIDING = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # Ray's client would believe them rather than --address
+_NODES = "/api/v0/nodes?detail=1&limit=10000&filter_keys=state&filter_predicates=%3D&filter_values=ALIVE"
 _TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env")
 
 
@@ -28,6 +31,10 @@ class UnreachableError(ShoalError):
 
 class UnknownJobError(ShoalError):
     """The cluster has no such job."""
+
+
+class FailedError(ShoalError):
+    """The cluster answers that it cannot do this."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +84,13 @@ class Client:
         """The machines that are up; empty where the cluster does not say."""
         try:
             with self._sentences():
-                answer = self._ray._do_request("GET", "/api/v0/nodes?detail=1")
-                answer.raise_for_status()
+                answer = self._ray._do_request("GET", _NODES)
+                if answer.status_code != HTTPStatus.OK:
+                    self._ray._raise_error(answer)
                 found = answer.json()["data"]["result"]["result"]
-        except (ShoalError, KeyError, TypeError):
+        except (FailedError, KeyError, TypeError):
             return []
-        return [
-            Node(str(each["node_ip"]), bool(each["is_head_node"]), each["resources_total"] or {})
-            for each in found
-            if each["state"] == "ALIVE"
-        ]
+        return [Node(str(each["node_ip"]), bool(each["is_head_node"]), each["resources_total"] or {}) for each in found]
 
     def submit(self, **options: Any) -> str:
         """Hand a job over, uploading what is packed unless it is there; options as of Ray's `submit_job`."""
@@ -128,7 +132,7 @@ class Client:
         except (RuntimeError, ValueError) as error:
             raise _explained(self.address, id_, error) from error
         except OSError as error:  # whatever `requests` raises is one
-            raise UnreachableError(f"{self.address.url} does not answer ({type(error).__name__}).") from error
+            raise _unanswered(self.address, error) from error
 
 
 def find_job(id_: str, address: str | None) -> Job:
@@ -155,6 +159,8 @@ def _is_ours(ip: str) -> bool:
 
 def _require_listener(address: Address) -> None:
     """Ray's client has no time limit of its own."""
+    if _has_proxy(address):
+        return  # which is who is asked, and may know names that this machine does not
     try:
         socket.create_connection((address.host, address.port), timeout=WAIT_S[0]).close()
     except OSError as error:
@@ -162,6 +168,12 @@ def _require_listener(address: Address) -> None:
             f"No Ray dashboard answers at {address.url} ({error}); start a cluster with `ray start --head "
             "--include-dashboard true`, open a tunnel to one, or give another --address."
         ) from error
+
+
+def _has_proxy(address: Address) -> bool:
+    scheme = address.url.partition("://")[0]
+    proxies = getproxies()
+    return not address.is_loopback and bool(proxies.keys() & {scheme, "all"}) and not proxy_bypass(address.host)
 
 
 def _ray_client(address: Address) -> Any:
@@ -189,6 +201,19 @@ def _refusal(address: Address, text: str) -> str:
     return f"{address.url} wants a token; set {TOKEN}."
 
 
+def _unanswered(address: Address, error: OSError) -> ShoalError:
+    """What Ray's client says of it is not why; that is in the errors before."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if "CERTIFICATE_VERIFY_FAILED" in str(cause):
+            return ShoalError(
+                f"{address.url} has a certificate that this machine does not trust; set REQUESTS_CA_BUNDLE to a file "
+                "with the certificate of whoever signed it (itself, if nobody did), or open a tunnel."
+            )
+        cause = cause.__cause__ or cause.__context__
+    return UnreachableError(f"{address.url} does not answer ({type(error).__name__}).")
+
+
 def _explained(address: Address, id_: str, error: Exception) -> ShoalError:
     """What the dashboard said, without the stack of its own that it likes to add."""
     found = re.match(r"Request failed with status code (\d+): (.*)", str(error), re.DOTALL)
@@ -199,7 +224,7 @@ def _explained(address: Address, id_: str, error: Exception) -> ShoalError:
     if id_ and code in ("400", "404"):
         return UnknownJobError(f"{address.url} has no job {id_!r}; `shoal jobs list` names those that it has.")
     last = next((line for line in reversed(text.strip().splitlines()) if line.strip(" .")), "")
-    return ShoalError(f"{address.url} refuses with {code}: {_cut(last.strip())}")
+    return FailedError(f"{address.url} refuses with {code}: {_cut(last.strip())}")
 
 
 def _cut(text: str, most: int = 300) -> str:

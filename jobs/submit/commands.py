@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -51,17 +54,20 @@ def submit(
 
     if pin not in PINS:
         raise ShoalError(f"--pin is {pin!r} but should be one of {', '.join(PINS)}.")
+    _require_folder(json)
     options = job.Options(address, pin, id_, driver)
     handed = job.prepare(command, options)
     if dry_run:
         finish(job.planned(handed), json)
         return
-    package = job.submit(handed)
-    if not watch:
-        finish(job.figures(handed, package), json)
-        return
-    typer.echo(f"{job.packed_sentence(package)}\nJob {handed.submission.id} on {handed.client.address.url}", err=True)
-    ended = _watched(handed.client, handed.submission.id)
+    with _named(handed.submission.id):
+        package = job.submit(handed)
+        if not watch:
+            finish(job.figures(handed, package), json)
+            return
+        on = f"Job {handed.submission.id} on {handed.client.address.url}"
+        typer.echo(f"{job.packed_sentence(package)}\n{on}", err=True)
+        ended = _watched(handed.client, handed.submission.id)
     if json is not None:
         from jobs.figures import write_json
 
@@ -76,6 +82,7 @@ def jobs_list(address: Address = None, json: Json = None) -> None:
     from jobs.submit.client import Client
     from jobs.submit.control import listing
 
+    _require_folder(json)
     finish(listing(Client(find_address(address))), json)
 
 
@@ -108,6 +115,7 @@ def jobs_stop(id_: JobId, address: Address = None, json: Json = None) -> None:
     from jobs.submit.client import Client
     from jobs.submit.control import stop
 
+    _require_folder(json)
     finish(stop(Client(find_address(address)), id_), json)
 
 
@@ -119,6 +127,30 @@ def register(app: typer.Typer) -> None:
     jobs.command("logs")(jobs_logs)
     jobs.command("stop")(jobs_stop)
     app.add_typer(jobs, name="jobs")
+
+
+def _require_folder(json: Path | None) -> None:
+    """Before anything is sent. Raises ShoalError where JSON could not be written after."""
+    from models.errors import ShoalError
+
+    if json is not None and not json.absolute().parent.is_dir():
+        raise ShoalError(f"--json {json} is in a folder that does not exist; make {json.absolute().parent} first.")
+
+
+@contextmanager
+def _named(id_: str) -> Iterator[None]:
+    """Ctrl-C while a job is handed over names it: nobody else knows whether the cluster has it by then."""
+    from jobs.outcome import INTERRUPTED
+
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        typer.echo(
+            f"Interrupted; job {id_} may run already. Look at it with `shoal jobs logs {id_}`, stop it with "
+            f"`shoal jobs stop {id_}`, with the same --address.",
+            err=True,
+        )
+        raise typer.Exit(INTERRUPTED) from interrupt
 
 
 def _watched(client: Any, id_: str) -> Any:

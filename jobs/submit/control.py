@@ -6,11 +6,17 @@ import time
 from datetime import UTC, datetime
 
 from jobs.figures import Figures, Row
-from jobs.submit.client import Client, Job
+from jobs.submit.client import Client, Job, UnreachableError
 from jobs.submit.submission import STOP_S
+from jobs.submit.watch import EVERY_S
 from models.errors import ShoalError
 
 _MARGIN_S = 30  # for the cluster to notice
+_NOTES = {
+    "STOPPED": "submit the same command again, and it continues",
+    "SUCCEEDED": "it was done before it was stopped",
+    "FAILED": "it failed before it was stopped",
+}
 
 
 def listing(client: Client) -> Figures:
@@ -25,15 +31,23 @@ def stop(client: Client, id_: str) -> Figures:
         return Figures("jobs stop", {"job": id_, "state": before.state, "note": "it had ended before"})
     client.stop(id_)
     began = time.monotonic()
-    while not (job := client.job(id_)).is_over:
+    while not (job := _asked(client, before)).is_over:
         if time.monotonic() - began > STOP_S + _MARGIN_S:
             raise ShoalError(
-                f"Job {id_} is {job.state} still, {STOP_S + _MARGIN_S} s after it was told to stop; look at "
+                f"Job {id_} is not known to be over {STOP_S + _MARGIN_S} s after it was told to stop; look at "
                 f"`shoal jobs logs {id_}`, and try again."
             )
-        time.sleep(0.3)
-    note = "submit the same command again, and it continues"
-    return Figures("jobs stop", {"job": id_, "state": job.state, "seconds": time.monotonic() - began, "note": note})
+        time.sleep(EVERY_S)
+    seconds = time.monotonic() - began
+    return Figures("jobs stop", {"job": id_, "state": job.state, "seconds": seconds, "note": _NOTES[job.state]})
+
+
+def _asked(client: Client, before: Job) -> Job:
+    """The job as it is now; as it was where nobody answers, which may pass."""
+    try:
+        return client.job(before.id)
+    except UnreachableError:
+        return before
 
 
 def _row(job: Job) -> Row:

@@ -6,6 +6,7 @@ Sees that the versions are the sender's, and then is `shoal COMMAND...` in the s
 
 from __future__ import annotations
 
+import io
 import json
 import platform
 import sys
@@ -22,6 +23,7 @@ def main(arguments: list[str]) -> None:
     """Check, then run. Exits with 2 where versions differ."""
     if arguments[:1] != ["--"] or len(arguments) == 1:
         _leave("jobs.submit.entry is given `-- COMMAND...`: what follows `shoal` on a command line.")
+    _speak_utf8()
     wanted = read_pins(Path(__file__).parents[2])
     problem = complaint(wanted)
     if problem is not None:
@@ -52,6 +54,13 @@ def greeting(wanted: Mapping[str, str]) -> str:
     python = f"Python {platform.python_version()}" + ("" if sent == here else f" (the sender has {sent})")
     versions = "versions as sent" if wanted else "versions not compared"
     return f"shoal {installed('shoal')} on {platform.node()}, {python}, {versions}"
+
+
+def _speak_utf8() -> None:
+    """For one byte that is no UTF-8, Ray gives nothing of a job's log."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def _tell(sentence: str) -> None:

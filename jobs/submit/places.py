@@ -6,8 +6,10 @@ import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
+import braceexpand
+
+from jobs.submit.confidential import require_no_secret
 from jobs.submit.package import packed_config
 from jobs.submit.parse import Given, Parsed
 from models.errors import ShoalError
@@ -21,6 +23,7 @@ SUBMITTABLE = frozenset(
     {"assign", "cluster", "demo", "diff", "evaluate", "extract", "history", "import", "probe", "recluster", "remove"}
     | {"report", "rollback", "run", "shards", "show", "train"}
 )
+_PATTERNS = ("inputs", "source")  # parameters whose braces are expanded where shards are looked for
 _DEFAULT_OUTPUT = {"demo": "shoal-demo"}
 _KEYWORDS = ("default", "hub", "random")  # of backbone.weights
 
@@ -36,24 +39,43 @@ class Place:
     def absolute(self, path: str) -> str:
         """The same file for any process of the cluster. Raises ShoalError where that is not known."""
         if is_url(path):
-            _require_no_password(path)
             return path
-        there = posixpath.join(self.folder, path)  # not normalised: `a/../b` is another file behind a link
+        # Not normalised: `a/../b` is another file behind a link.
+        there = posixpath.join(self.folder, posixpath.expanduser(path))
         if there == path or self.is_here:
             return there
+        what = "in a home folder" if path.startswith("~") else "relative"
         raise ShoalError(
-            f"{path!r} is relative, and the cluster at {self.url} is another machine; give a path or URL that its "
+            f"{path!r} is {what}, and the cluster at {self.url} is another machine; give a path or URL that its "
             f"machines have, such as {there} if they share this folder."
+        )
+
+    def absolute_pattern(self, path: str) -> str:
+        """The same with braces, whose parts may each be absolute. Raises ShoalError where only some of them are."""
+        if is_url(path) or "{" not in path or (self.is_here and Path(self.folder, path).exists()):
+            return self.absolute(path)
+        try:
+            kinds = {_kind(each) for each in braceexpand.braceexpand(path)}
+        except ValueError:  # which the command itself will say
+            kinds = {_kind(path)}
+        if kinds == {"whole"}:
+            return path
+        if kinds == {_kind(path)}:  # then what stands before the pattern stands before each part
+            return self.absolute(path)
+        raise ShoalError(
+            f"{path!r} is a pattern for paths of several kinds; give each part as a URL or an absolute path, or give "
+            "them one by one."
         )
 
 
 def require_submittable(parsed: Parsed) -> None:
-    """Raise ShoalError for a command that makes no sense on a cluster."""
+    """Raise ShoalError for a command that makes no sense on a cluster, or that tells it a secret."""
     if parsed.command not in SUBMITTABLE:
         raise ShoalError(
             f"`shoal {parsed.command}` is not for a cluster; run it here, or submit one of "
             f"{', '.join(sorted(SUBMITTABLE))}."
         )
+    require_no_secret(parsed)
 
 
 def placed(parsed: Parsed, place: Place) -> Parsed:
@@ -62,7 +84,11 @@ def placed(parsed: Parsed, place: Place) -> Parsed:
         output = Given("output", "--output", (_DEFAULT_OUTPUT[parsed.command],))
         parsed = replace(parsed, given=(*parsed.given, output))
     changes: dict[str, Sequence[str]] = {
-        each.name: [place.absolute(value) for value in each.values] for each in parsed.given if each.name in PATHS
+        each.name: [
+            (place.absolute_pattern if each.name in _PATTERNS else place.absolute)(path) for path in each.values
+        ]
+        for each in parsed.given
+        if each.name in PATHS
     }
     changes["backbone"] = [
         place.absolute(value) if names_stored(value, place.folder) else value for value in parsed.values("backbone")
@@ -74,8 +100,13 @@ def placed(parsed: Parsed, place: Place) -> Parsed:
 
 
 def own_config(parsed: Parsed) -> Path | None:
-    """The config file, if it is the user's and not one that shoal ships."""
+    """The config file, if it is the user's and not one that shoal ships.
+
+    Raises ShoalError for a pipe and the like: it is read to check it, and again to send it.
+    """
     config = parsed.config
+    if config is not None and config.exists() and not config.is_file():
+        raise ShoalError(f"--config {config} is no regular file, and can be read once at most; write it to a file.")
     return config if config is not None and (config.exists() or config.suffix) else None
 
 
@@ -105,10 +136,8 @@ def names_stored(backbone: str, folder: Path) -> bool:
     return is_url(backbone) or backbone.startswith((".", "/")) or Path(folder, backbone).exists()
 
 
-def _require_no_password(url: str) -> None:
-    """Whoever sees the cluster's dashboard sees the command."""
-    if "@" in urlsplit(url).netloc:
-        raise ShoalError(
-            f"A {urlsplit(url).scheme} URL of the command has a name or a password in it, which everybody would see "
-            "who sees the cluster's dashboard; leave it out, and give credentials to the machines themselves."
-        )
+def _kind(path: str) -> str:
+    """What is to be done about a path."""
+    if is_url(path) or path.startswith("/"):
+        return "whole"
+    return "home" if path.startswith("~") else "relative"

@@ -9,7 +9,7 @@ import re
 import secrets
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from models.errors import ShoalError
 Pin = Literal["require", "install", "off"]
 PINS: tuple[Pin, ...] = ("require", "install", "off")
 DRIVER = "shoal_driver"  # custom resource of machines that may run the command itself
+KEYS = "keys"  # argument of `remove`
 STOP_S = 30  # for the command to end in order, before Ray kills it (its own default is 3)
 # Options that are settings, as jobs/cli.py reads them.
 _SETTINGS = {
@@ -66,7 +67,7 @@ class Submission:
         report = f"{output.rstrip('/')}/report.html" if output and self.parsed.command in ("run", "demo") else None
         told = {
             "shoal_run": self.run,
-            "shoal_command": self.parsed.text,
+            "shoal_command": without_keys(self.parsed),
             "shoal_config": self.config,
             "shoal_output": output,
             "shoal_report": report,
@@ -108,6 +109,13 @@ def check_settings(parsed: Parsed) -> str | None:
     return None if stored else digest(settings)
 
 
+def without_keys(parsed: Parsed) -> str:
+    """The command line for whoever sees the cluster's jobs: of `remove`, how many keys, and not which."""
+    count = len(parsed.values(KEYS))
+    rest = replace(parsed, given=tuple(each for each in parsed.given if each.name != KEYS))
+    return f"{rest.text} ({count} keys)" if count else parsed.text
+
+
 def new_id(parsed: Parsed, given: str | None) -> str:
     """`given`, or one that names the run and is new. Raises ShoalError for what cannot be part of a URL."""
     if given is None:
@@ -118,9 +126,11 @@ def new_id(parsed: Parsed, given: str | None) -> str:
 
 
 def run_id(parsed: Parsed) -> str:
-    """12 hex digits of the command's name and output, or of all its words where it has none."""
+    """12 hex digits of the command's name, its output and `--name`, or of all its words where it has no output."""
     output = named_output(parsed)
-    return _digest([parsed.command, output] if output else parsed.words)
+    if output is None:
+        return _digest(parsed.words)
+    return _digest([parsed.command, output.rstrip("/"), *parsed.values("name")])
 
 
 def chosen_pins(pin: Pin) -> Mapping[str, str]:

@@ -12,10 +12,11 @@ from jobs.figures import Figures, Value
 from jobs.submit.address import TOKEN, find_address
 from jobs.submit.client import Client, Job, Node, is_here
 from jobs.submit.package import LEFT_OUT, PACKAGES, Package, stage
-from jobs.submit.parse import parse_command
+from jobs.submit.parse import Parsed, parse_command
 from jobs.submit.places import Place, own_config, placed, require_submittable
 from jobs.submit.submission import (
     DRIVER,
+    KEYS,
     Pin,
     Submission,
     check_settings,
@@ -49,6 +50,7 @@ def prepare(words: Sequence[str], options: Options) -> Handed:
     """All that can be wrong is found here, before anything is packed. Raises ShoalError."""
     parsed = parse_command(words)
     require_submittable(parsed)
+    config = own_config(parsed)
     digest = check_settings(parsed)
     address = find_address(options.address)
     client = Client(address)
@@ -57,10 +59,11 @@ def prepare(words: Sequence[str], options: Options) -> Handed:
     there = placed(parsed, place)
     id_ = new_id(there, options.id)
     driver = driver_resource(nodes, options.driver)
+    _warn_of_keys(parsed)
     _warn_of_token(client)
     _warn_of_idle_head(nodes, driver)
     submission = Submission(there, digest, id_, options.pin, chosen_pins(options.pin), driver)
-    return Handed(client, submission, own_config(parsed))
+    return Handed(client, submission, config)
 
 
 def planned(handed: Handed) -> Figures:
@@ -96,6 +99,15 @@ def packed_sentence(package: Package) -> str:
         f"Packed {package.files:,} files, {package.size_bytes:,} bytes: the code of {', '.join(PACKAGES)}, and what "
         f"the command names as its config; left out: {LEFT_OUT}."
     )
+
+
+def _warn_of_keys(parsed: Parsed) -> None:
+    if parsed.values(KEYS):
+        warnings.warn(
+            "The cluster keeps the keys of removed samples in the job's entrypoint, after the samples are gone; to "
+            "leave no trace, give them with --keys FILE, a file that the cluster's machines have.",
+            stacklevel=2,
+        )
 
 
 def _warn_of_token(client: Client) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from rich.console import Console
 from jobs.brief import legible
 from jobs.outcome import INTERRUPTED, REFUSED
 from jobs.screen import progress
-from jobs.submit.client import Client, Job, UnknownJobError, UnreachableError
+from jobs.submit.client import Client, FailedError, Job, UnknownJobError, UnreachableError
 from models.errors import ShoalError
 from pipeline.progress import Progress
 
@@ -89,11 +90,11 @@ def sentence(line: Mapping[str, Any]) -> str:
 
 def follow(client: Client, id_: str, show: Callable[[str], None]) -> Job:
     """Show a job's log until it is over. Raises ShoalError when the cluster has not answered for a minute."""
-    seen, last_heard, job = 0, time.monotonic(), None
+    tail, last_heard, job = _Tail(client, id_, show), time.monotonic(), None
     while True:
         try:
             job = client.job(id_)  # before the log, so that the log of a job that is over is whole
-            log = _log(client, id_)
+            tail.read()
         except UnreachableError as error:
             if time.monotonic() - last_heard > PATIENCE_S:
                 raise ShoalError(_lost(client, id_, job)) from error
@@ -102,12 +103,35 @@ def follow(client: Client, id_: str, show: Callable[[str], None]) -> Job:
         except UnknownJobError as error:
             raise ShoalError(_forgotten(client, id_) if job else str(error)) from error
         last_heard = time.monotonic()
-        if log is not None:
-            show(log[seen:])
-            seen = max(seen, len(log))
         if job.is_over:
             return job
-        time.sleep(max(EVERY_S, min(30.0, seen / AT_ONCE)))
+        time.sleep(max(EVERY_S, min(30.0, tail.seen / AT_ONCE)))
+
+
+@dataclass
+class _Tail:
+    """What a job says, as it says it."""
+
+    client: Client
+    id: str
+    show: Callable[[str], None]
+    seen: int = 0
+    is_silent: bool = False
+
+    def read(self) -> None:
+        """Show what is new; warn once where the log cannot be had and the job can.
+
+        The machine that has it may be gone, or something in it is no UTF-8, and then Ray gives none of it.
+        """
+        try:
+            log = self.client.log(self.id)
+        except FailedError as error:
+            if not self.is_silent:
+                warnings.warn(f"What job {self.id} says cannot be shown, its end will be: {error}", stacklevel=2)
+            self.is_silent = True
+            return
+        self.show(log[self.seen :])
+        self.seen = max(self.seen, len(log))
 
 
 @contextmanager
@@ -165,16 +189,6 @@ def ending(job: Job) -> str:
         how = f"ended by signal {code - SIGNALLED}"
         return f"Job {job.id} was {how}; submit the same command again, and it continues from what is committed."
     return f"Job {job.id} ended with exit code {code}; its last lines say why."
-
-
-def _log(client: Client, id_: str) -> str | None:
-    """None where the log cannot be had and the job can: its machine is gone, or what it said is no text."""
-    try:
-        return client.log(id_)
-    except UnreachableError:
-        raise
-    except ShoalError:
-        return None
 
 
 def _first(message: str) -> str:

@@ -110,7 +110,7 @@ def test_exit_codes_and_sentences_are_the_commands_own(cluster: Head, tmp_path: 
     assert "1 of 1 samples were rejected" in missed.stderr
 
 
-def test_a_killed_command_says_by_what_and_a_job_without_python_why(cluster: Head, tmp_path: Path) -> None:
+def test_a_killed_command_says_by_what(cluster: Head, tmp_path: Path) -> None:
     with subprocess.Popen(
         command("submit", "--watch", *QUICK, "--output", tmp_path / "demo"),
         env=cluster.env,

@@ -108,8 +108,6 @@ class Head(Machine):
         ports = ("--metrics-export-port", "--dashboard-agent-listen-port", "--runtime-env-agent-port")
         options = [
             *("--address", self.address, "--temp-dir", str(temp), "--resources", json.dumps(dict(resources or {}))),
-            # Of its own: two machines with one would unpack a job's code into the same folder, one over the other.
-            *("--temp-dir", str(self.temp / f"m{number}")),
             *(word for port in ports for word in (port, str(free_port()))),
         ]
         machine = _start(options, num_cpus, self.token, self.folder / f"machine{number}.log")

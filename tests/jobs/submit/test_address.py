@@ -48,6 +48,7 @@ def test_ports_are_those_of_the_scheme() -> None:
         ("auto", "no http or https URL"),
         ("http://", "no http or https URL"),
         ("http://a:port", "is no URL"),
+        ("http://a..b:8265", "is no URL"),
         ("http://a:8265/?x=1", "more than host, port and path"),
     ],
 )

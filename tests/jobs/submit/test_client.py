@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import http.server
+import shutil
+import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import typer
 from commands import shoal
+from dashboard import Dashboard
 from head import free_port
 
 from jobs.submit.address import find_address
 from jobs.submit.client import Client, Node, UnreachableError, is_here
+from jobs.submit.commands import _named
 from models.errors import ShoalError
 
 
 @contextmanager
-def answering(code: int, body: bytes) -> Iterator[str]:
+def answering(code: int, body: bytes, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """A server that is no Ray."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -30,9 +38,11 @@ def answering(code: int, body: bytes) -> Iterator[str]:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"{'http' if tls is None else 'https'}://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
@@ -74,6 +84,64 @@ def test_a_proxy_does_not_see_what_is_for_this_machine(monkeypatch: pytest.Monke
         Client(find_address(url))
 
 
+def test_a_cluster_that_does_not_say_which_machines_it_has_has_none_and_a_silent_one_is_no_cluster(
+    dashboard: Dashboard,
+) -> None:
+    dashboard.tell((500, "stack\nno such thing"), path="/api/v0/nodes")
+    assert dashboard.client.nodes() == []
+    dashboard.tell((0, ""), path="/api/v0/nodes")
+    with pytest.raises(UnreachableError, match="does not answer"):
+        dashboard.client.nodes()
+
+
+def test_machines_are_asked_for_that_are_up_however_many_there_are(dashboard: Dashboard) -> None:
+    node = {"node_ip": "10.0.0.1", "is_head_node": True, "resources_total": {"CPU": 8.0}}
+    dashboard.tell((200, {"data": {"result": {"result": [node]}}}), path="/api/v0/nodes")
+    assert dashboard.client.nodes() == [Node("10.0.0.1", True, {"CPU": 8.0})]
+    asked = parse_qs(urlsplit(dashboard.asked[-1]).query)
+    assert (asked["limit"], asked["detail"]) == (["10000"], ["1"])
+    assert [asked[f"filter_{part}"] for part in ("keys", "predicates", "values")] == [["state"], ["="], ["ALIVE"]]
+
+
+@pytest.mark.parametrize(("direct", "said"), [("", "does not answer"), ("elsewhere.invalid", "No Ray dashboard")])
+def test_behind_a_proxy_the_proxy_is_asked(direct: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "ALL_PROXY", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("NO_PROXY", direct)
+    with pytest.raises(UnreachableError, match=said):
+        Client(find_address("http://elsewhere.invalid:8265"))
+
+
+def test_a_certificate_that_nobody_signed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with: install the package openssl")
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    make = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "1",
+    ]
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*make, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with answering(404, b"", context) as url:
+        with pytest.raises(ShoalError, match="does not trust; set REQUESTS_CA_BUNDLE"):
+            Client(find_address(url))
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+        with pytest.raises(ShoalError, match="as Ray's dashboard does"):
+            Client(find_address(url))
+
+
 def test_a_machine_knows_its_own_address() -> None:
     assert is_here([Node("127.0.0.1", True, {}), Node("192.0.2.77", False, {})])
     assert not is_here([Node("203.0.113.7", True, {})])
@@ -98,6 +166,13 @@ def test_commands_refuse_in_sentences(words: list[str], said: str) -> None:
     assert ended.exit_code == 2
     assert said in ended.output
     assert "Traceback" not in ended.output
+
+
+def test_ctrl_c_while_a_job_is_handed_over_names_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as left, _named("shoal-ab-1"):
+        raise KeyboardInterrupt
+    assert left.value.exit_code == 130
+    assert "job shoal-ab-1 may run already" in capsys.readouterr().err
 
 
 def test_options_after_the_command_are_the_commands_own() -> None:

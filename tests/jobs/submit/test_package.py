@@ -45,17 +45,9 @@ def test_the_data_of_packages_is_that_of_the_distribution() -> None:
     assert [f"{name}*" for name in PACKAGES] == stated["packages"]["find"]["include"]
 
 
-def test_the_same_tree_is_packed_the_same(packed: Path, tmp_path: Path) -> None:
-    config = packed / packed_config(Path("mine.yaml"))
-    stage(tmp_path, config, {"numpy": "0.0"})
-    contents = [
-        {str(path.relative_to(at)): path.read_bytes() for path in at.rglob("*") if path.is_file()}
-        for at in (packed, tmp_path)
-    ]
-    assert contents[0] == contents[1]
-
-
-def test_links_and_hidden_files_stay_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_and_hidden_files_stay_here_and_the_rest_is_packed_the_same_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tree = tmp_path / "tree"
     for package in PACKAGES:
         (tree / package / ".secrets").mkdir(parents=True)
@@ -65,9 +57,16 @@ def test_links_and_hidden_files_stay_here(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "elsewhere.py").write_text("")
     (tree / "jobs" / "link.py").symlink_to(tmp_path / "elsewhere.py")
     monkeypatch.setattr("jobs.submit.package._root", lambda package: tree / package)
-    stage(tmp_path / "packed", None, {})
+    stage(tmp_path / "packed", None, {"numpy": "0.0"})
+    stage(tmp_path / "again", None, {"numpy": "0.0"})
+    contents = [
+        {str(path.relative_to(at)): path.read_bytes() for path in at.rglob("*") if path.is_file()}
+        for at in (tmp_path / "packed", tmp_path / "again")
+    ]
+    assert contents[0] == contents[1]  # or Ray would upload it again
     found = {str(path.relative_to(tmp_path / "packed")) for path in (tmp_path / "packed").rglob("*.*")}
-    assert {name for name in found if "dist-info" not in name} == {f"{package}/__init__.py" for package in PACKAGES}
+    code = {name for name in found if "/" in name and "dist-info" not in name}
+    assert code == {f"{package}/__init__.py" for package in PACKAGES}
 
 
 def test_what_is_packed_runs_alone_and_compares_versions_first(packed: Path) -> None:

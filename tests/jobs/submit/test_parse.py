@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jobs.submit.parse import parse_command
@@ -21,6 +21,7 @@ def test_a_command_by_hand() -> None:
     assert parsed.text == "run 'in put' --output o --config digits --set a.b=c --set x=-1 --dry-run"
 
 
+@settings(max_examples=20)
 @given(source=VALUES, output=VALUES, sets=st.lists(VALUES, max_size=3))
 def test_what_is_written_again_means_the_same_whatever_the_words_are(source: str, output: str, sets: list[str]) -> None:
     words = ["run", f"--output={output}", *[f"--set={each}" for each in sets], "--", source]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from jobs.submit.places import (
     SUBMITTABLE,
     Place,
     named_output,
+    own_config,
     placed,
     require_absolute_weights,
     require_submittable,
@@ -103,10 +105,48 @@ def test_relative_weights_are_refused() -> None:
         require_absolute_weights("b.pth")
 
 
-def test_a_password_in_a_url_is_refused_and_not_repeated() -> None:
-    with pytest.raises(ShoalError, match="a name or a password") as raised:
-        placed(parse_command(["run", "https://me:hunter2@a/x.tar", "--output", "/o"]), THERE)
-    assert "hunter2" not in str(raised.value)
+@pytest.mark.parametrize(
+    "pattern", ["{/a,/b}/x-{0..9}.tar", "{s3://a,s3://b}/x.tar", "{/a,s3://b}/x.tar", "/a/{b,c}.tar", "{a"]
+)
+def test_parts_of_a_pattern_that_are_absolute_stay(pattern: str) -> None:
+    parsed = parse_command(["run", pattern, "--output", "/o"])
+    there = placed(parsed, HERE).values("source")
+    assert there == ((f"/work place/{pattern}",) if pattern == "{a" else (pattern,))
+
+
+def test_a_pattern_of_relative_parts_is_below_the_working_folder_and_a_mixed_one_is_refused(tmp_path: Path) -> None:
+    for pattern in ("x-{0..9}.tar", "{a,b}/x.tar"):
+        assert HERE.absolute_pattern(pattern) == f"/work place/{pattern}"
+        with pytest.raises(ShoalError, match="is relative"):
+            THERE.absolute_pattern(pattern)
+    for mixed in ("{a,/b}/x.tar", "{~/a,~/b}/x.tar", "{a,s3://b}/x"):
+        with pytest.raises(ShoalError, match="paths of several kinds"):
+            HERE.absolute_pattern(mixed)
+    (tmp_path / "{a,").mkdir()
+    (tmp_path / "{a," / "b}").touch()  # braces can be part of a name
+    assert Place(tmp_path, True, "").absolute_pattern("{a,/b}") == f"{tmp_path}/{{a,/b}}"
+
+
+def test_braces_of_other_names_are_letters() -> None:
+    assert placed(parse_command(["run", "/i", "--output", "{/a,/b}"]), HERE).values("output") == (
+        "/work place/{/a,/b}",
+    )
+
+
+def test_a_home_folder_is_this_users_here_and_unknown_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    parsed = parse_command(["run", "~/{a,b}.tar", "--output", "~/o"])
+    assert placed(parsed, HERE).words == ["run", "/home/me/{a,b}.tar", "--output", "/home/me/o"]
+    with pytest.raises(ShoalError, match=r"in a home folder.*such as /home/me/"):
+        placed(parsed, THERE)
+
+
+def test_a_config_that_can_be_read_only_once_is_refused(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for config in (pipe, tmp_path):
+        with pytest.raises(ShoalError, match=r"no regular file.*write it to a file"):
+            own_config(parse_command(["run", "/i", "--output", "/o", "-c", str(config)]))
 
 
 @pytest.mark.parametrize(

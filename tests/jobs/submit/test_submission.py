@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_what_the_cluster_is_told() -> None:
         "shoal_config": "abc",
         "shoal_output": "s3://b/out/",
         "shoal_report": "s3://b/out/report.html",
-        "shoal_version": "0.1.0",
+        "shoal_version": version("shoal"),
         "shoal_pins": options["metadata"]["shoal_pins"],
     }
 
@@ -65,6 +66,16 @@ def test_the_same_work_is_the_same_run_and_every_job_is_another() -> None:
     assert first.id != again.id
     more_workers = parse_command(["run", "s3://b/in", "--output", "s3://b/out/", "--set", "extract.workers=9"])
     assert run_id(more_workers) == first.run
+    assert run_id(parse_command(["run", "s3://b/in", "--output", "s3://b/out"])) == first.run
+    named = [run_id(parse_command(["cluster", "t", *name])) for name in ([], ["--name", "a"], ["--name", "b"])]
+    assert len(set(named)) == 3
+
+
+def test_keys_of_what_is_removed_are_not_in_the_metadata() -> None:
+    job = submission("remove", "/t", "--shard", "s", "secret-1", "secret-2")
+    assert job.metadata()["shoal_command"] == "remove /t --shard s (2 keys)"
+    assert "secret" not in json.dumps(job.metadata())
+    assert submission("remove", "/t", "--keys", "/f").metadata()["shoal_command"] == "remove /t --keys /f"
 
 
 @pytest.mark.parametrize("given", ["", "a/b", "-x", "a b", "x" * 101, "a\n"])

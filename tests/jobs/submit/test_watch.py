@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
+from dashboard import Dashboard
 
 from jobs.submit.client import Job
 from jobs.submit.control import _row
-from jobs.submit.watch import Log, as_line, ending, exit_code, sentence
+from jobs.submit.watch import Log, as_line, ending, exit_code, follow, sentence
+from models.errors import ShoalError
 
 
 def line(event: str, **more: Any) -> str:
@@ -114,6 +119,42 @@ def test_exit_codes_are_the_commands_own(state: str, code: int | None, expected:
 def test_endings_say_what_to_do(job: Job, said: str) -> None:
     assert said in ending(job)
     assert "\n" not in ending(job)
+
+
+BROKEN = (500, "Traceback:\n  stack\nUnicodeDecodeError: byte 0xff.")
+
+
+def test_a_log_that_cannot_be_had_is_said_once_and_the_job_is_followed_to_its_end(dashboard: Dashboard) -> None:
+    dashboard.tell("RUNNING", "RUNNING", "FAILED")
+    dashboard.tell((200, {"logs": "one"}), BROKEN, path="/api/jobs/j/logs")
+    printed: list[str] = []
+    with pytest.warns(UserWarning, match="What job j says cannot be shown.*UnicodeDecodeError: byte 0xff") as warned:
+        job = follow(dashboard.client, "j", printed.append)
+    assert (job.state, printed, len(warned)) == ("FAILED", ["one"], 1)
+
+
+def test_a_log_that_comes_back_is_shown_from_where_it_was(dashboard: Dashboard) -> None:
+    dashboard.tell("RUNNING", "RUNNING", "SUCCEEDED")
+    dashboard.tell((200, {"logs": "one"}), BROKEN, (200, {"logs": "one\ntwo"}), path="/api/jobs/j/logs")
+    printed: list[str] = []
+    with pytest.warns(UserWarning, match="cannot be shown"):
+        follow(dashboard.client, "j", printed.append)
+    assert printed == ["one", "\ntwo"]
+
+
+def test_whoever_is_not_let_in_any_more_is_told(dashboard: Dashboard) -> None:
+    dashboard.tell("RUNNING")
+    dashboard.tell((403, "Forbidden: Invalid authentication token"), path="/api/jobs/j/logs")
+    with pytest.raises(ShoalError, match="does not accept this token"):
+        follow(dashboard.client, "j", print)
+
+
+def test_what_a_command_prints_is_utf8_whatever_the_machine_has() -> None:
+    code = "from jobs.submit.entry import _speak_utf8 as speak; speak(); print('\\udcff\\xe4')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONIOENCODING": "latin-1"}, capture_output=True, check=True
+    )
+    assert done.stdout.decode() == "\\udcff\xe4\n"
 
 
 def test_a_job_in_the_list() -> None:
