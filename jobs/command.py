@@ -42,13 +42,18 @@ def run_now(job: Job, json: Path | None, config: str | None = None) -> None:
     from jobs.figures import plain
     from jobs.screen import progress
 
-    if json is not None and not json.absolute().parent.is_dir():
-        raise ShoalError(f"--json {json} is in a folder that does not exist; make {json.absolute().parent} first.")
+    require_folder(json)
     with _told(job, config) as journal:
         with progress(journal) as on_progress:
             figures = job.run(on_progress)
         finish(figures, json)
         journal.end(FINISHED, 0, None, plain(figures.values))
+
+
+def require_folder(json: Path | None) -> None:
+    """Raise ShoalError where JSON could not be written after the work."""
+    if json is not None and not json.absolute().parent.is_dir():
+        raise ShoalError(f"--json {json} is in a folder that does not exist; make {json.absolute().parent} first.")
 
 
 @contextmanager

@@ -47,14 +47,14 @@ def submit(
 
     Packs shoal's code and nothing else. The same command again continues what was stopped.
     """
-    from jobs.command import finish
+    from jobs.command import finish, require_folder
     from jobs.submit import submit as job
     from jobs.submit.submission import PINS
     from models.errors import ShoalError
 
     if pin not in PINS:
         raise ShoalError(f"--pin is {pin!r} but should be one of {', '.join(PINS)}.")
-    _require_folder(json)
+    require_folder(json)
     options = job.Options(address, pin, id_, driver)
     handed = job.prepare(command, options)
     if dry_run:
@@ -77,12 +77,12 @@ def submit(
 
 def jobs_list(address: Address = None, json: Json = None) -> None:
     """Which jobs are there, and how did they end?"""
-    from jobs.command import finish
+    from jobs.command import finish, require_folder
     from jobs.submit.address import find_address
     from jobs.submit.client import Client
     from jobs.submit.control import listing
 
-    _require_folder(json)
+    require_folder(json)
     finish(listing(Client(find_address(address))), json)
 
 
@@ -110,12 +110,12 @@ def jobs_stop(id_: JobId, address: Address = None, json: Json = None) -> None:
 
     Waits until it is over: it is given half a minute to end in order.
     """
-    from jobs.command import finish
+    from jobs.command import finish, require_folder
     from jobs.submit.address import find_address
     from jobs.submit.client import Client
     from jobs.submit.control import stop
 
-    _require_folder(json)
+    require_folder(json)
     finish(stop(Client(find_address(address)), id_), json)
 
 
@@ -127,14 +127,6 @@ def register(app: typer.Typer) -> None:
     jobs.command("logs")(jobs_logs)
     jobs.command("stop")(jobs_stop)
     app.add_typer(jobs, name="jobs")
-
-
-def _require_folder(json: Path | None) -> None:
-    """Before anything is sent. Raises ShoalError where JSON could not be written after."""
-    from models.errors import ShoalError
-
-    if json is not None and not json.absolute().parent.is_dir():
-        raise ShoalError(f"--json {json} is in a folder that does not exist; make {json.absolute().parent} first.")
 
 
 @contextmanager

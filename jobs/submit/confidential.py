@@ -10,7 +10,7 @@ from jobs.submit.parse import Parsed
 from models.errors import ShoalError
 from pipeline.tables.schema import TableError
 from pipeline.tables.storage import SCHEME, is_object_store
-from pipeline.tables.stores import _CREDENTIAL, Address
+from pipeline.tables.stores import CREDENTIAL, Address
 
 
 def require_no_secret(parsed: Parsed) -> None:
@@ -33,7 +33,7 @@ def _urls(word: str) -> Iterator[str]:
 
 def _secret(url: str) -> str | None:
     """What a URL has that is nobody else's business."""
-    if found := _CREDENTIAL.search(url):
+    if found := CREDENTIAL.search(url):
         return f"the option {found[1]!r}"
     if is_object_store(url):
         return _login_of_store(url)

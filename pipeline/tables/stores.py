@@ -28,7 +28,7 @@ _SILENCE_S = 60.0
 _RETRY_S = 180  # the most that one request and its repetitions may take
 _DELTA_RETRIES = {"max_retries": str(ATTEMPTS - 1), "retry_timeout": f"{_RETRY_S}s"}
 _QUERY = re.compile(r"\?([A-Za-z_]+=[^&/]*(?:&[A-Za-z_]+=[^&/]*)*)$")
-_CREDENTIAL = re.compile(  # as signed URLs have them, whose values may hold what `_QUERY` takes for a part of a name
+CREDENTIAL = re.compile(  # as signed URLs have them, whose values may hold what `_QUERY` takes for a part of a name
     r"(?i)[?&]([\w-]*(?:signature|token|credential|secret|password)|sig|[\w-]*key(?:[-_]?id)?)="
 )
 _AZURE_HOST = re.compile(r"(?P<container>[^@:]+)@(?P<account>[a-z0-9]+)\.(?:dfs|blob)\.core\.windows\.net")
@@ -73,7 +73,7 @@ class Address:
     @classmethod
     def of(cls, url: str) -> Address:
         """Raises TableError for a URL with a user, a password, a signature or an option that is none of OPTIONS."""
-        if credential := _CREDENTIAL.search(url):
+        if credential := CREDENTIAL.search(url):
             raise TableError(
                 f"A {url.partition('://')[0]}:// URL has the option {credential[1]!r}; credentials belong into the "
                 "environment."
