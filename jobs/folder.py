@@ -20,8 +20,8 @@ def on_disk(output: str | Place) -> Path:
     if isinstance(folder, Path):
         return folder
     raise ShoalError(
-        f"Images are packed into shards on a disk, but --output {output} is an object store; run `shoal shards` "
-        "into a local folder, copy that to the store, and run on the copy."
+        f"Images are packed into shards on a disk, but --output {output} is an object store; give a local "
+        "one, or run `shoal shards` into a local folder, copy that to the store, and run on the copy."
     )
 
 
@@ -54,12 +54,16 @@ class RunFolder:
         found = Collection.find(self.table)
         return found is not None and found.has_samples()
 
-    def require_same_images(self, fingerprint: str) -> None:
-        """Raise ShoalError if the table has embeddings of other images than the ones to pack now.
+    def require_same_images(self, fingerprint: str, learned: bool = False) -> None:
+        """Raise ShoalError if the table, or the training where `learned`, is of other images than the ones to pack now.
 
-        Packing them would put other images under the shards and offsets that the table names.
+        Packing them would put other images under the shards and offsets that the table or the index names.
         """
-        if self.packed.exists() and self.has_embeddings() and _fingerprint_in(self.packed) != fingerprint:
+        if not learned and not self.has_embeddings():
+            return
+        if not self.packed.exists():
+            raise ShoalError(f"{self.path} was made of shards that were not packed there; give a new --output.")
+        if _fingerprint_in(self.packed) != fingerprint:
             raise ShoalError(
                 f"The images, or how they are packed, changed since {self.path} was made of them; give a new --output."
             )

@@ -18,6 +18,8 @@ from models.errors import ShoalError
 Tree = dict[str, Any]
 _SHOWN = 80  # characters of a value in a sentence
 KIND = "kind"  # the key that says which member of a union a section is
+# what PyYAML lets through of a day that is in no calendar, a number of 5,000 digits, `!!int ""`, `!!bool maybe`
+_NO_VALUE = (ValueError, LookupError, ArithmeticError, AttributeError, TypeError)
 _PREFIXES = ("Input should be", "Value error, ", "Assertion failed, ")
 
 
@@ -157,7 +159,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, f"the alias *{event.anchor}", event.start_mark)
+            raise yaml.composer.ComposerError(None, None, f"the alias *{event.anchor}: write the values out; aliases are not read", event.start_mark)
         found: yaml.Node | None = super().compose_node(parent, index)
         return found
 
@@ -168,6 +170,8 @@ def _plain(text: str) -> Any:
         return _Loader(text).get_single_data()
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deeply") from error
+    except _NO_VALUE as error:
+        raise yaml.YAMLError(f"it has a value that is none: {error}") from error
 
 
 def _put(tree: Tree, path: Sequence[str], value: Any) -> None:
@@ -180,7 +184,10 @@ def _put(tree: Tree, path: Sequence[str], value: Any) -> None:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # of a number with so many digits
+        text = "too long to be shown"
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 

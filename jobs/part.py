@@ -8,19 +8,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from jobs.config import RunConfig
 from jobs.estimate.facts import Facts
 from jobs.figures import Figures
 from jobs.folder import on_disk
+from jobs.scale import LEAST_BATCH
 from jobs.shards import Shards, count_shards
 from jobs.steps import State, Step
+from models.errors import ShoalError
 from pipeline.ingest.folder import FolderScan, ImageFile
 from pipeline.ingest.shards import Sample, list_shards, read_samples
 from pipeline.ingest.write import NewSample, write_samples
 from pipeline.progress import Progress
 from pipeline.tables.place import write_whole
+from pipeline.tables.storage import is_url
 
 ENOUGH = 8  # shards that stand for all of them; of fewer, images are taken one by one
 _DONE = "part.json"  # in the folder of the copies, when they are complete
@@ -43,7 +46,7 @@ class Part:
 
     Shards are visited in an order drawn by their names, and the first images of each are taken: an eighth of all that
     are wanted at most, unless there are fewer shards, so that a collection in order of classes gives several of them.
-    Damaged samples are passed over. Reads what it takes, and holds one image.
+    Where some have less than that, all are visited once more, for what comes after. Damaged samples are passed over. Reads what it takes, and holds one image.
     """
 
     inputs: tuple[str, ...]
@@ -52,8 +55,13 @@ class Part:
 
     @property
     def images(self) -> int:
-        """How many are wanted."""
-        return self.config.collection.images or 1
+        """How many are wanted. Raises ShoalError for fewer than a batch."""
+        return _enough(self.config.collection.images or 1)
+
+    @cached_property
+    def shards(self) -> list[str]:
+        """All that there are, in the order in which they are visited."""
+        return _drawn(list_shards(self.inputs))
 
     def plan(self) -> list[Step]:
         """Opens no shard."""
@@ -62,9 +70,9 @@ class Part:
         return [Step("shards", what, State.DONE if self._is_done() else State.TO_DO)]
 
     def fingerprint(self) -> str:
-        """Of the names of the inputs, in whatever folder; their content is looked at when it is copied."""
-        names = [PurePosixPath(given).name for given in self.inputs]
-        content = json.dumps([self.config.shards.model_dump(mode="json"), names, self.images])
+        """Of the names and sizes of all shards, in whatever folder of a disk; elsewhere of their URLs."""
+        shards = sorted(_described(shard) for shard in self.shards)
+        content = json.dumps([self.config.shards.model_dump(mode="json"), shards, self.images])
         return hashlib.sha256(content.encode()).hexdigest()
 
     def facts(self) -> Facts:
@@ -91,12 +99,15 @@ class Part:
         return bool(found == {"fingerprint": self.fingerprint(), "shards": sizes})
 
     def _samples(self) -> Iterator[NewSample]:
-        shards = _drawn(list_shards(self.inputs))
-        each = -(-self.images // min(len(shards), ENOUGH))
+        each = -(-self.images // min(len(self.shards), ENOUGH))
         keys: set[str] = set()
-        for shard in shards:
+        for shard, begin, most in [(shard, 0, each) for shard in self.shards] + [
+            (shard, each, self.images) for shard in self.shards
+        ]:
+            if len(keys) == self.images:
+                return
             samples = (item for item in read_samples(shard) if isinstance(item, Sample))
-            for sample in islice(samples, min(each, self.images - len(keys))):
+            for sample in islice(samples, begin, begin + min(most, self.images - len(keys))):
                 key = sample.key if sample.key not in keys else f"{PurePosixPath(shard).stem}/{sample.key}"
                 keys.add(key)
                 yield NewSample(key, sample.extension, sample.image, sample.label)
@@ -104,14 +115,31 @@ class Part:
 
 @dataclass(frozen=True)
 class PartOfFolder(Shards):
-    """Pack a part of the images of a folder: those whose paths have the smallest hashes, as any larger part does."""
+    """Pack a part of the images of a folder: those whose paths have the smallest hashes, as any larger part does.
+
+    As many as `collection.images`, where that is set, or else the part of those that there are.
+    """
 
     @cached_property
     def scan(self) -> FolderScan:
-        """The folder as if it had no others."""
-        whole = super().scan
-        count = max(1, round(len(whole.images) * self.config.collection.part))
+        """The folder as if it had no others. Raises ShoalError for fewer images than a batch."""
+        whole, wanted = super().scan, self.config.collection
+        count = round(len(whole.images) * wanted.part) if wanted.images is None else wanted.images
+        count = _enough(min(len(whole.images), count))
         return replace(whole, images=tuple(sorted(sorted(whole.images, key=_by_path)[:count])))
+
+
+def _enough(images: int) -> int:
+    if images < LEAST_BATCH:
+        raise ShoalError(
+            f"The part is {images} images, but a run of a part needs {LEAST_BATCH} at least; give a larger scale."
+        )
+    return images
+
+
+def _described(shard: str) -> tuple[str, int]:
+    """What tells a shard from others: no requests are made for it, so of a URL there is nothing but itself."""
+    return (shard, 0) if is_url(shard) else (PurePosixPath(shard).name, Path(shard).stat().st_size)
 
 
 def _by_path(image: ImageFile) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from jobs.estimate.plan import estimated
 from jobs.evaluate import Evaluate
 from jobs.extract import Extract, require_embeddings
 from jobs.figures import Figures, Row, Value, write_json
-from jobs.folder import RunFolder
+from jobs.folder import RunFolder, on_disk
 from jobs.part import Part, PartOfFolder, shards_of_part
 from jobs.recluster import Follow
 from jobs.reporting import Report
@@ -32,11 +33,13 @@ from pipeline.progress import Progress
 from pipeline.tables.collection import Collection
 from pipeline.tables.place import Place, place, write_whole
 from pipeline.tables.schema import TableError
-from pipeline.tables.storage import is_object_store
+from pipeline.tables.storage import is_object_store, is_url
+from pipeline.train.learn import outcome
 from pipeline.train.learn_folder import LearnFolder
 
 _COUNTS = ("images", "rejects", "reject_fraction", "shards", "dimension", "backbone")
 _LEARNED = ("epochs", "steps", "loss", "loss_of_guessing", "prototypes_used", "skipped", "backbone")
+_WHY = 100  # characters of why something was not looked at
 _SCORES = ("clusters", "nmi", "ari", "acc", "silhouette")
 
 
@@ -67,13 +70,20 @@ class Run:
         Where the settings say how many images there are, neither they nor the output need be in reach.
         """
         why = self._out_of_reach()
-        return estimated(self._plan() if why is None else self._unseen(why), self.config, self._facts())
+        return self.unseen(why) if why is not None else estimated(self._plan(), self.config, self._facts())
+
+    def unseen(self, why: str) -> list[Step]:
+        """All steps, as far as settings alone tell, where inputs or output cannot be looked at."""
+        why = why.rstrip(".") if len(why) <= _WHY else f"{why[: _WHY - 3]}..."
+        first = ["shards"] * (self.pack is not None) + ["train"] * self.config.learn
+        names = [*first, "extract", *self._later("")]
+        steps = [Step(names[0], f"not looked at: {why}"), *(Step(name, "not looked at, likewise") for name in names[1:])]
+        return estimated(steps, self.config, self._facts())
 
     def run(self, on_progress: Progress) -> Figures:
         """Raises ShoalError, and touches nothing, if the output belongs to something else, or to other images."""
         require_backbone(self.config.backbone.name)  # before hours of packing, not after
         folder = self._folder()
-        self._require_unembedded(folder)
         folder.make()
         if self.pack is not None:
             folder.record_images(self.pack.fingerprint())
@@ -92,7 +102,6 @@ class Run:
 
     def _plan(self) -> list[Step]:
         folder = self._folder()
-        self._require_unembedded(folder)
         steps = self.pack.plan() if self.pack else []
         packed = self.pack is None or count_shards(folder.shards) > 0
         with_what = self.config.backbone.name
@@ -105,12 +114,6 @@ class Run:
         if not folder.has_embeddings():
             return steps + [Step(name, f"of {folder.table}") for name in later]
         return steps + [step for name, job in later.items() for step in _plan(name, job, folder)]
-
-    def _unseen(self, why: str) -> list[Step]:
-        """All steps, as far as settings alone tell."""
-        first = ["shards"] * (self.pack is not None) + ["train"] * self.config.learn
-        names = [*first, "extract", *self._later("")]
-        return [Step(names[0], f"not looked at: {why}"), *(Step(name, "not looked at, likewise") for name in names[1:])]
 
     def _facts(self) -> Facts | None:
         """What there is to do; None where that is not known before it is done."""
@@ -126,10 +129,12 @@ class Run:
         try:
             if self.pack is None:
                 list_shards(self.inputs)
+            else:
+                on_disk(self.output)
             if is_object_store(self.output):
                 place(self.output).exists()
         except (ShoalError, TableError, OSError) as error:
-            return str(error).rstrip(".")
+            return str(error)
         return None
 
     def _require_unembedded(self, folder: RunFolder) -> None:
@@ -140,10 +145,45 @@ class Run:
                 "give a new --output, or --set learn=false."
             )
 
+    def _require_not_packed(self, folder: RunFolder) -> None:
+        """Raise ShoalError if the table is of copies of images: shards from elsewhere would give them once more."""
+        if not (folder.packed.exists() and folder.has_embeddings()):
+            return
+        own = folder.shards.resolve()  # which may be given as they are
+        if any(is_url(shard) or Path(shard).resolve().parent != own for shard in list_shards(self.inputs)):
+            raise ShoalError(
+                f"{folder.path} was made of packed copies of images, which {', '.join(self.inputs)} would be added to; "
+                "give a new --output."
+            )
+
+    def _require_learned(self, folder: RunFolder) -> None:
+        """Raise ShoalError if a backbone was learned here from other shards than these."""
+        config = self.config
+        if not config.learn:
+            return
+        learned = LearnFolder(_learned(folder))
+        then = learned.settings.get("input")
+        if not (then and learned.is_bound):
+            return
+        now = outcome(list_shards(self.inputs), config.train, config.backbone, config.decode)["input"]
+        if now != then:
+            raise ShoalError(
+                f"The backbone in {learned.path} was learned from {then['shards']:,} shards, and these are "
+                f"{now['shards']:,}, not the same ones. Embed them by what was learned with --backbone {learned.path}, "
+                "or give a new --output."
+            )
+
     def _folder(self) -> RunFolder:
+        """Raises ShoalError if what is there is of other images, or of another backbone."""
+        if self.pack is not None:
+            on_disk(self.output)  # before anything is asked of an object store
         folder = RunFolder(self.output)
         if self.pack is not None:
-            folder.require_same_images(self.pack.fingerprint())
+            folder.require_same_images(self.pack.fingerprint(), LearnFolder(_learned(folder)).is_bound)
+        else:
+            self._require_not_packed(folder)
+            self._require_learned(folder)
+        self._require_unembedded(folder)
         return folder
 
     def _jobs(self, folder: RunFolder) -> Iterator[tuple[str, Job]]:
@@ -175,23 +215,51 @@ class Run:
         }
 
 
-def whole_job(source: str, output: str, config: RunConfig) -> Run:
+@dataclass(frozen=True)
+class RunOfPart:
+    """The run of a part of shards, which are listed when it is planned or run, and always the same ones."""
+
+    source: str
+    output: str
+    config: RunConfig
+
+    @cached_property
+    def run_of_it(self) -> Run:
+        """Of whole shards, or of copies. Raises ShoalError where the shards cannot be listed."""
+        chosen = shards_of_part(list_shards([self.source]), self.config)
+        if chosen is not None:
+            return Run(self.output, self.config, None, tuple(chosen))
+        shards = str(place(self.output).absolute() / "shards")
+        return Run(self.output, self.config, Part((self.source,), shards, self.config), (shards,))
+
+    def plan(self) -> list[Step]:
+        """As of `Run`."""
+        try:
+            whole = self.run_of_it
+        except (ShoalError, TableError, OSError) as error:
+            if self.config.collection.images is None:
+                raise
+            return Run(self.output, self.config, None, (self.source,)).unseen(str(error))
+        return whole.plan()
+
+    def run(self, on_progress: Progress) -> Figures:
+        """As of `Run`."""
+        return self.run_of_it.run(on_progress)
+
+
+def whole_job(source: str, output: str, config: RunConfig) -> Run | RunOfPart:
     """The run of a folder of images, a folder of shards, a shard, or shard URLs with brace expansion.
 
     Of a part of the images (`collection.part`) always the same ones.
     """
     folder = Path(source).expanduser()
     if not count_shards(folder) and folder.is_dir():
-        shards = str(RunFolder(output).shards)
+        shards = str(on_disk(place(output).absolute()) / "shards")
         kind = Shards if config.collection.part == 1 else PartOfFolder
         return Run(output, config, kind(source, shards, config), (shards,))
     if config.collection.part == 1:
         return Run(output, config, None, (source,))
-    chosen = shards_of_part(list_shards([source]), config)
-    if chosen is not None:
-        return Run(output, config, None, tuple(chosen))
-    shards = str(RunFolder(output).shards)
-    return Run(output, config, Part((source,), shards, config), (shards,))
+    return RunOfPart(source, output, config)
 
 
 def _learned(folder: RunFolder) -> Place:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pipeline.train.config import TrainConfig
     from pipeline.train.learn_config import LearnConfig
 
-_LEAST_BATCH = 16  # rows that a batch norm, and balanced codes, still say something of
+LEAST_BATCH = 16  # rows that a batch norm, and balanced codes, still say something of
 _LEAST_PROTOTYPES = 16  # each of which needs a row of a batch
 _LEAST_ROWS_OF_A_FIT = 128  # DeepDPM's own batch
 _LEAST_LANES, _LEAST_SHUFFLED = 8, 1_024
@@ -82,7 +82,7 @@ def _training(learn: LearnConfig, part: float) -> LearnConfig:
 
 def _loop(loop: TrainConfig, part: float) -> TrainConfig:
     """A training of fixed length."""
-    epochs, batch = _share(loop.epochs, part), _share(loop.batch_size, part, _LEAST_BATCH)
+    epochs, batch = _share(loop.epochs, part), _share(loop.batch_size, part, LEAST_BATCH)
     shorter = epochs / loop.epochs
     changed: dict[str, Any] = {
         "epochs": epochs,

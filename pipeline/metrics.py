@@ -40,7 +40,7 @@ class Counter:
 
     def add(self, value: float, **labels: str) -> None:
         """Count `value` more; what is not above zero is passed over, as Ray would refuse it."""
-        if value > 0 and ray_is_up():
+        if ray_is_up():
             _tell(self, value, labels)
 
 
@@ -59,7 +59,7 @@ class Gauge:
 
     def set(self, value: float, **labels: str) -> None:
         """From now on it is `value`; what is not finite is passed over, and the last value stays."""
-        if math.isfinite(value) and ray_is_up():
+        if ray_is_up():
             _tell(self, value, labels)
 
 
@@ -78,7 +78,8 @@ def under_way(step: str) -> Iterator[None]:
 
 def _tell(metric: Counter | Gauge, value: float, labels: dict[str, str]) -> None:
     try:
-        _exporter(metric)(value, {**labels, "run": os.environ.get(RUN_ID, "")})
+        if value > 0 if isinstance(metric, Counter) else math.isfinite(value):
+            _exporter(metric)(value, {**labels, "run": os.environ.get(RUN_ID, "")})
     except Exception as error:  # of whatever kind: nothing of a run depends on it
         _warn(metric.name, str(error))
 

@@ -23,7 +23,11 @@ class MachinesConfig(Config):
     cpus: int = Field(8, ge=1, description="of a machine")
     memory_gib: int = Field(32, ge=1, description="of a machine")
     gpus: int = Field(0, ge=0, description="of a machine")
-    disk_gib: int = Field(50, ge=1, description="of a machine for what is temporary; on Kubernetes a limit")
+    disk_gib: int = Field(
+        50,
+        ge=1,
+        description="of a machine for what is temporary; a pod is given 10 more, for its logs",
+    )
     selector: dict[str, str] = Field(
         {}, description="labels of the Kubernetes nodes it may be on, such as cloud.google.com/gke-accelerator"
     )
@@ -61,6 +65,9 @@ class SlurmConfig(Config):
     account: str | None = Field(None, pattern=_LINE, description="who pays; null: the user's default")
     hours: float = Field(24, gt=0, description="limit of a job, which is requeued when it is reached")
     environment: str | None = Field(None, description="virtual environment on shared storage; null: PATH has shoal")
+    restarts: int = Field(
+        50, ge=0, description="times that a job is requeued: by its time limit it is, as a matter of course"
+    )
 
 
 class CloudConfig(Config):
@@ -103,7 +110,7 @@ class DeployConfig(Config):
     pull_secret: str | None = Field(
         None, pattern=_NAME, description="Secret that exists, by which Kubernetes gets the image; null: none is needed"
     )
-    head: MachinesConfig = MachinesConfig(count=1, cpus=4, memory_gib=16)
+    head: MachinesConfig = MachinesConfig(count=1, cpus=4, memory_gib=16, disk_gib=20)
     cpu: MachinesConfig = Field(
         MachinesConfig(count=1, cpus=8, memory_gib=32), description="machines that decode, fit, and run the command"
     )
@@ -113,13 +120,16 @@ class DeployConfig(Config):
     role_annotations: dict[str, str] = Field(
         {}, description="annotations of the service account that give it a cloud role: eks.amazonaws.com/role-arn"
     )
+    role_labels: dict[str, str] = Field(
+        {}, description="labels of the workers' pods that give them one, beside it: azure.workload.identity/use"
+    )
     egress_ports: tuple[int, ...] = Field((443,), description="TCP, to object stores and to hubs of model weights")
     operator_namespace: str | None = Field(
         None, pattern=_NAMESPACE, description="of KubeRay's operator; null: whichever namespace it is in"
     )
     monitoring_namespace: str = Field("monitoring", pattern=_NAMESPACE, description="may read metrics")
-    queue: str | None = Field(None, pattern=_NAME, description="Kueue's LocalQueue; null: none")
-    retries: int = Field(3, ge=0, description="new clusters after the first, each of which continues the run")
+    queue: str | None = Field(None, pattern=_NAME, description="Kueue's LocalQueue, without elastic jobs; null: none")
+    retries: int = Field(3, ge=0, description="of Kubernetes: new clusters after the first, which continue the run")
     ttl_s: int = Field(3600, ge=0, description="seconds until the cluster of a finished job is taken down")
     deadline_s: int | None = Field(None, ge=1, description="seconds after which a job is ended, whatever it does")
     slurm: SlurmConfig = SlurmConfig()

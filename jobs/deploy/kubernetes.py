@@ -14,6 +14,7 @@ from jobs.deploy.network import policies
 from jobs.deploy.order import Order
 from jobs.deploy.pods import (
     HEAD_OBJECT_STORE_BYTES,
+    STAYS,
     account,
     autoscaler,
     config_name,
@@ -33,20 +34,21 @@ __all__ = ["documents"]
 
 def documents(order: Order) -> list[Node]:
     """The objects, in the order in which they are to be made. Raises ShoalError for what Kueue would refuse."""
-    order = order.at(config_path(order)).waiting()
+    order = order.at(config_path(order))
     deploy = order.deploy
     _check_queue(deploy)
     objects = [_service_account(deploy, "worker", deploy.role_annotations), _service_account(deploy, "head", {})]
     if order.file_text is not None:
         objects.append(_config_map(order, order.file_text))
-    return [*objects, *policies(order), _ray_job(order)]
+    return [*objects, *policies(order), _disruption_budget(order), _ray_job(order)]
 
 
 def _check_queue(deploy: DeployConfig) -> None:
     if deploy.queue and scales(deploy):
         raise ShoalError(
-            f"deploy.queue is {deploy.queue} and autoscaling is on (most is more than count), but Kueue admits a fixed "
-            "number of machines; set count to what the run needs and leave most out, or leave the queue out."
+            f"deploy.queue is {deploy.queue} and autoscaling is on (most is more than count), but without elastic jobs "
+            "Kueue admits a fixed number of machines only; set count to what the run needs and leave most out, or "
+            "leave the queue out."
         )
 
 
@@ -72,6 +74,20 @@ def _config_map(order: Order, text: str) -> Node:
         "kind": "ConfigMap",
         "metadata": _metadata(order.deploy, config_name(order)),
         "data": {order.file_name: text},
+    }
+
+
+def _disruption_budget(order: Order) -> Node:
+    """Nobody drains the machine of the head or of the command: at least as many of their pods stay as there can be.
+
+    Not maxUnavailable 0, for which Kubernetes asks the owner of a pod how many there are, and Ray's cluster cannot say.
+    """
+    deploy, drivers = order.deploy, next(iter(order.groups.values()))
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": _metadata(deploy, f"{deploy.name}-stays"),
+        "spec": {"minAvailable": 1 + drivers.limit, "selector": {"matchLabels": {**labels(deploy), **STAYS}}},
     }
 
 

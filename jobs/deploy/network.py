@@ -17,7 +17,10 @@ _BEYOND: Node = {  # anything but a machine's own metadata service, whose role i
     ]
 }
 _ROLES: dict[str, Node] = {  # where a pod gets the role of its service account, if it is not a web address
-    "s3": {"to": [{"ipBlock": {"cidr": "169.254.170.23/32"}}], "ports": [{"protocol": "TCP", "port": 80}]},
+    "s3": {
+        "to": [{"ipBlock": {"cidr": "169.254.170.23/32"}}, {"ipBlock": {"cidr": "fd00:ec2::23/128"}}],
+        "ports": [{"protocol": "TCP", "port": 80}],
+    },
     "gs": {
         "to": [{"ipBlock": {"cidr": "169.254.169.254/32"}}, {"ipBlock": {"cidr": "169.254.169.252/32"}}],
         "ports": [{"protocol": "TCP", "port": 80}, {"protocol": "TCP", "port": 988}],
@@ -34,7 +37,7 @@ def policies(order: Order) -> list[Node]:
     return [
         _policy(deploy, "head", [ray, dashboard, metrics], [*_within(deploy), *kubernetes]),
         _policy(deploy, "worker", [ray, metrics], [*_within(deploy), *_storage(order)]),
-        _policy(deploy, "submitter", [], [_to([_pods(deploy, "head")], 8265), _names()]),
+        _policy(deploy, "submitter", [], [_to([_pods(deploy, "head")], 8265), *_names()]),
     ]
 
 
@@ -53,7 +56,7 @@ def _policy(deploy: DeployConfig, component: str, ingress: list[Node], egress: l
 
 
 def _within(deploy: DeployConfig) -> list[Node]:
-    return [_to([_pods(deploy, "head", "worker")]), _names()]
+    return [_to([_pods(deploy, "head", "worker")]), *_names()]
 
 
 def _storage(order: Order) -> list[Node]:
@@ -66,10 +69,18 @@ def _storage(order: Order) -> list[Node]:
     return rules
 
 
-def _names() -> Node:
-    """To the DNS servers of the cluster; 5353 is OpenShift's, the address that of a cache on each machine."""
-    ports = [{"protocol": protocol, "port": port} for protocol in ("UDP", "TCP") for port in (53, 5353)]
-    return {"to": [{"namespaceSelector": {}}, {"ipBlock": {"cidr": "169.254.20.10/32"}}], "ports": ports}
+def _names() -> list[Node]:
+    """To DNS: the servers of Kubernetes or, at port 5353, of OpenShift; what each machine has, which no pod is."""
+    servers = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["kube-system", "openshift-dns"]}
+    cache, cloud_dns = "169.254.20.10/32", "169.254.169.254/32"  # the latter of GKE: roles are at another port of it
+    return [
+        {"to": [{"namespaceSelector": {"matchExpressions": [servers]}}], "ports": _dns(53, 5353)},
+        {"to": [{"ipBlock": {"cidr": cache}}, {"ipBlock": {"cidr": cloud_dns}}], "ports": _dns(53)},
+    ]
+
+
+def _dns(*ports: int) -> list[Node]:
+    return [{"protocol": protocol, "port": port} for protocol in ("UDP", "TCP") for port in ports]
 
 
 def _pods(deploy: DeployConfig, *components: str) -> Node:

@@ -14,9 +14,11 @@ from jobs.submit.parse import Given, Parsed, parse_command
 from jobs.submit.places import PATHS, own_config, require_submittable
 from jobs.submit.submission import check_settings
 from models.errors import ShoalError
+from pipeline.extract.pool import Node
 from pipeline.tables.storage import is_url
 
 WAIT_S = 1800  # for machines that a cluster has not got yet: a new node, its GPU driver, an image of gigabytes
+EXTRACTS = frozenset({"run", "extract", "probe"})
 _PLACEHOLDER = re.compile(
     r"<[A-Za-z][^<>\n]*>|(?<![A-Za-z0-9])(?:YOUR[_-])?(?:BUCKET|PROJECT|REGISTRY|ACCOUNT|REGION)(?![A-Za-z0-9])"
 )
@@ -58,13 +60,36 @@ class Order:
         """The same with the config file that goes along at `file` of the machines."""
         return self if self.file_text is None else replace(self, parsed=self.parsed.with_values({"config": [file]}))
 
-    def waiting(self) -> Order:
-        """The same, waiting for machines where the settings say nothing about it."""
-        if self.settings.ray.wait_s:
+    def waiting(self, *, late: bool = False) -> Order:
+        """The same, waiting for machines and their GPUs where the command's settings say nothing about it.
+
+        `late`: the command may begin before the machines are there that are to be there from the start.
+        """
+        sets = [] if self.settings.ray.wait_s else [f"ray.wait_s={WAIT_S}"]
+        sets += self._gpus(late)
+        if not sets:
             return self
-        wait = [f"ray.wait_s={WAIT_S}"]
-        parsed, typed = (_with_option(each, "sets", "--set", wait) or each for each in (self.parsed, self.typed))
-        return replace(self, parsed=parsed, typed=typed)
+        parsed, typed = (_with_option(each, "sets", "--set", sets, first=True) for each in (self.parsed, self.typed))
+        if parsed is None or typed is None:  # a command without settings
+            return self
+        settings = resolve(typed.config, typed.sets).model_copy(update={"deploy": self.deploy})
+        return replace(self, parsed=parsed, typed=typed, settings=settings, digest=check_settings(typed))
+
+    def _gpus(self, late: bool) -> list[str]:
+        """Settings by which extraction asks for GPUs that are not there when it begins, instead of taking CPUs.
+
+        None where all are there: KubeRay hands over the command when every pod is ready, and what the settings leave
+        open lets small backbones share a GPU.
+        """
+        gpu, extract = self.deploy.gpu, self.settings.extract
+        if self.parsed.command not in EXTRACTS or not (late or gpu.count < gpu.limit) or extract.gpus_per_actor == 0:
+            return []
+        each = extract.gpus_per_actor or 1.0
+        actors = gpu.limit * Node(gpu.cpus, gpu.gpus).room(1, each)
+        if not actors:
+            return []
+        wanted = {"gpus_per_actor": f"{each:g}", "actors": str(actors), "autoscale": "true"}
+        return [f"extract.{name}={value}" for name, value in wanted.items() if not getattr(extract, name)]
 
     def places(self) -> Iterator[tuple[str, str]]:
         """Parameters that are paths or URLs, with their values."""
@@ -99,6 +124,7 @@ def placeholders(order: Order, text: str = "") -> list[str]:
     cloud, deploy = order.deploy.cloud, order.deploy
     texts = [text, *order.parsed.words, deploy.image, cloud.project, cloud.role, cloud.subnet, cloud.machine_image]
     texts += [cloud.head_role, *cloud.security_groups, *deploy.role_annotations.values()]
+    texts += deploy.role_labels.values()
     return sorted({found for text in texts for found in _PLACEHOLDER.findall(text or "")})
 
 

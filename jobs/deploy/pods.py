@@ -15,6 +15,7 @@ from jobs.deploy.text import Node
 CONFIG_FOLDER = "/etc/shoal"
 _IDLE_S = 300  # a machine stays from one step of a run to the next
 _TOKEN_FOLDER = "/var/run/secrets/kubernetes.io/serviceaccount"  # noqa: S105  where Kubernetes' clients look for it
+_WRITTEN_GIB = 10  # of a container, beside its scratch: what it prints
 _OBJECT_STORE = 0.3  # of a machine's memory, which is Ray's default; with a smaller /dev/shm it falls back to a disk
 HEAD_OBJECT_STORE_BYTES = 1_000_000_000  # no task puts anything there
 _TMP, _SHM = "/tmp", "/dev/shm"  # noqa: S108  both are emptyDirs
@@ -28,6 +29,7 @@ _POD_SECURITY: Node = {  # the image says which user: a site may have a range of
     "seccompProfile": {"type": "RuntimeDefault"},
 }
 # An eviction of the head or of the driver's machine is the end of the cluster.
+STAYS = {"shoal.dev/stays": "true"}
 _STAY = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
 
 
@@ -76,7 +78,7 @@ def head(order: Order) -> Node:
 
 def autoscaler() -> Node:
     """Ray's autoscaler beside the head: the one container that may talk to Kubernetes."""
-    amounts = {"cpu": "500m", "memory": "1Gi"}
+    amounts = {"cpu": "500m", "memory": "1Gi", "ephemeral-storage": "1Gi"}
     return {
         "version": "v2",
         "idleTimeoutSeconds": _IDLE_S,
@@ -104,7 +106,8 @@ def worker(order: Order, machines: MachinesConfig, drives: bool) -> Node:
         **({"envFrom": [{"secretRef": {"name": storage.secret}}]} if storage.secret else {}),
         "volumeMounts": mounts,
     }
-    pod = _pod(order, "worker", container, volumes, selector=machines.selector, stays=drives)
+    more = order.deploy.role_labels
+    pod = _pod(order, "worker", container, volumes, selector=machines.selector, more=more, stays=drives)
     pod["spec"]["terminationGracePeriodSeconds"] = 120  # for what is being written
     if storage.claim:  # a volume is root's at first
         pod["spec"]["securityContext"] = {**_POD_SECURITY, "fsGroup": 1000, "fsGroupChangePolicy": "OnRootMismatch"}
@@ -116,7 +119,7 @@ def worker(order: Order, machines: MachinesConfig, drives: bool) -> Node:
 def submitter(order: Order) -> Node:
     """The pod that hands the command to the head and follows its log."""
     container = {
-        **_container("ray-job-submitter", order, {"cpu": "500m", "memory": "1Gi"}),
+        **_container("ray-job-submitter", order, {"cpu": "500m", "memory": "1Gi", "ephemeral-storage": "2Gi"}),
         "env": _environment(),
         "volumeMounts": [_mount("tmp", _TMP)],
     }
@@ -132,11 +135,12 @@ def _pod(
     volumes: list[Node],
     *,
     selector: dict[str, str] | None = None,
+    more: dict[str, str] | None = None,
     stays: bool = False,
 ) -> Node:
     return {
         "metadata": {
-            "labels": labels(order.deploy, component),
+            "labels": {**(more or {}), **labels(order.deploy, component), **(STAYS if stays else {})},
             **({"annotations": dict(_STAY)} if stays else {}),
         },
         "spec": {
@@ -163,11 +167,21 @@ def _container(name: str, order: Order, amounts: dict[str, str]) -> Node:
 
 def _amounts(machines: MachinesConfig) -> dict[str, str]:
     gpus = {"nvidia.com/gpu": str(machines.gpus)} if machines.gpus else {}
-    return {"cpu": str(machines.cpus), "memory": f"{machines.memory_gib}Gi", **gpus}
+    return {
+        "cpu": str(machines.cpus),
+        "memory": f"{machines.memory_gib}Gi",
+        "ephemeral-storage": f"{machines.disk_gib + _WRITTEN_GIB}Gi",
+        **gpus,
+    }
 
 
 def _environment() -> list[Node]:
-    return [{"name": "HOME", "value": _TMP}, {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"}]
+    values = {
+        "HOME": _TMP,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE": "1",  # else Ray says of every pod's disk that it is empty
+    }
+    return [{"name": name, "value": value} for name, value in values.items()]
 
 
 def _mount(name: str, path: str, **more: Any) -> Node:

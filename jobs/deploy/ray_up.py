@@ -60,13 +60,12 @@ def cluster(order: Order) -> Node:
 
 def instructions(order: Order, file: str) -> list[str]:
     """What is to be typed, for the head of the file."""
-    typed = order.waiting().typed
     name = quoted([file])
     return [
         "ray get-auth-token --generate   # once: makes ~/.ray/auth_token, which goes to every machine",
         f"ray up {name}",
         f"ray dashboard {name}   # in a terminal of its own: a tunnel to http://127.0.0.1:8265",
-        f"RAY_AUTH_MODE=token shoal submit --watch {quoted(typed.words)}",
+        f"RAY_AUTH_MODE=token shoal submit --watch {quoted(order.typed.words)}",
         f"ray down {name}",
     ]
 

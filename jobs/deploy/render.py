@@ -59,6 +59,8 @@ def render(
 def rendering(target: str, order: Order, output: Path | None = None) -> Rendering:
     """The manifest of kubernetes, slurm or ray-up. Raises ShoalError where it would hold a credential."""
     name = _Names(output.name if output else f"{order.deploy.name}{_SUFFIXES[target]}", target)
+    if target != "slurm":  # which begins with all of its machines
+        order = order.waiting(late=target == "ray-up")
     text = _RENDERERS[target](order, name)
     _require_no_secret("\n".join([text, *order.parsed.words]), os.environ)  # as it is written, and as it is meant
     return Rendering(text, _figures(order, target, text), _warnings(order, target, text))
@@ -77,15 +79,18 @@ class _Names:
 
 def _kubernetes(order: Order, names: _Names) -> str:
     deploy, storage = order.deploy, order.deploy.storage
-    needed = [f"namespace {deploy.namespace}", "KubeRay 1.7 or later", f"the image {order.image}"]
+    needed = ["KubeRay 1.7 or later", f"the image {order.image}"]
     needed += [f"secret {name}" for name in (storage.secret, deploy.pull_secret) if name]
     needed += [f"claim {storage.claim} (ReadWriteMany)"] if storage.claim else []
     needed += [f"local queue {deploy.queue}"] if deploy.queue else []
+    space = deploy.namespace
     commands = [
+        f"kubectl create namespace {space}   # once, and that no pod of it may be root:",
+        f"kubectl label namespace {space} pod-security.kubernetes.io/enforce=restricted",
         f"kubectl apply -f {quoted([names.file])}",
-        f"kubectl -n {deploy.namespace} get rayjob {deploy.name}",
-        f"kubectl -n {deploy.namespace} logs -f job/{deploy.name}",
-        f"kubectl -n {deploy.namespace} delete rayjob {deploy.name}   # applied again, the run continues",
+        f"kubectl -n {space} get rayjob {deploy.name}",
+        f"kubectl -n {space} logs -f job/{deploy.name}",
+        f"kubectl -n {space} delete rayjob {deploy.name}   # applied again, the run continues",
     ]
     return as_yaml(kubernetes.documents(order), [*names.title(order), *wrapped(_exist(needed)), *commands])
 

@@ -24,7 +24,7 @@ def script(order: Order, header: Sequence[str]) -> str:
         "# shellcheck disable=SC2016,SC2329 # what is in single quotes is meant as it is; a trap calls\n",
         "set -euo pipefail\n\n",
         ': "${SLURM_JOB_ID:?give this file to sbatch}"\n',
-        f"readonly most_restarts={order.deploy.retries}\n",
+        f"readonly most_restarts={order.deploy.slurm.restarts}\n",
         _environment(order),
         before,
         _config(order),

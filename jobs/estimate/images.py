@@ -44,6 +44,11 @@ class _Learning:
         return int(self.setting.gpus > 0) if wanted is None else wanted
 
     @property
+    def workers(self) -> int:
+        """That can work at a time on the GPUs of `deploy`, where it names any."""
+        return _on_machines(self.setting, self.setting.config.train.loop.workers, self.gpus)
+
+    @property
     def pixels(self) -> int:
         """Of all views of an image."""
         return sum(bank.size**2 * bank.count for bank in self.setting.config.train.views.banks)
@@ -67,7 +72,7 @@ class _Learning:
         return (
             None
             if pace is None
-            else max(self.pixels / pace.value, self.views_s) / self.setting.config.train.loop.workers
+            else max(self.pixels / pace.value, self.views_s) / self.workers
         )
 
     @property
@@ -121,7 +126,8 @@ class _Learning:
     @property
     def how(self) -> str:
         loop, setting = self.setting.config.train.loop, self.setting
-        where = f"{loop.workers:,} GPUs" if self.gpus else f"{loop.workers * loop.cpus_per_worker:,} cores"
+        where = f"{self.workers * self.gpus:,} GPUs" if self.gpus else f"{loop.workers * loop.cpus_per_worker:,} cores"
+        where += _short(self.setting, loop.workers, self.workers)
         views = self.pace is not None and self.views_s > self.pixels / self.pace.value
         slower = f"{'views take' if views else 'the network takes'} longest"
         index = setting.decoded(loop.cpus_per_worker)
@@ -153,7 +159,8 @@ def extract(setting: Setting) -> Estimate:
         bytes_read=setting.stored,
         bytes_written=None if network is None else table_bytes(setting.images, network.dim),
         how=f"{setting.images:,} images, {work.actors:,} workers on {'GPUs' if work.gpus else 'CPUs'}; "
-        f"decoding takes {decode:,.0f} s of {work.decoders:,.0f} cores",
+        f"decoding takes {decode:,.0f} s of {work.decoders:,.0f} cores"
+        f"{_short(setting, config.actors or work.actors, work.actors)}",
         rates=work.rates,
     )
 
@@ -170,14 +177,19 @@ class _Embedding:
 
     @property
     def actors(self) -> int:
-        """Workers."""
-        return self.setting.config.extract.actors or (self.setting.gpus if self.gpus else self.setting.cpus) or 1
+        """Workers that can work at a time on the GPUs of `deploy`, where it names any."""
+        setting, each = self.setting, self.setting.config.extract.gpus_per_actor
+        wanted = setting.config.extract.actors or (setting.gpus if self.gpus else setting.cpus) or 1
+        return _on_machines(setting, wanted, self.gpus if each is None else each)
 
     @property
     def decoders(self) -> float:
-        """Cores that decode: a GPU's share of its machine, or those of the workers."""
-        machines = self.setting.config.deploy.gpu
-        return self.actors * (machines.cpus / max(1, machines.gpus) if self.gpus else 1)
+        """Cores that decode: `decode_threads` of each worker, as far as its share of the machine goes, or the share."""
+        machines, threads = self.setting.config.deploy.gpu, self.setting.config.extract.decode_threads
+        if self.gpus:
+            share = machines.cpus / max(1, machines.gpus)
+            return self.actors * min(threads or share, share)
+        return max(self.actors, min(self.actors * (threads or 1), self.setting.cpus))
 
     @property
     def pace(self) -> Rate | None:
@@ -195,6 +207,16 @@ class _Embedding:
         pace = self.pace
         own = {f"{self.setting.config.backbone.name} embeds": pace} if pace and math.isfinite(pace.value) else {}
         return own | rates("extract_start", "decode", "small")
+
+
+def _on_machines(setting: Setting, workers: int, gpus: float) -> int:
+    """Of so many workers of `gpus` each, those that the GPUs of `deploy` suffice for; all where it names none."""
+    return min(workers, max(1, int(setting.gpus / gpus))) if gpus and setting.gpus else workers
+
+
+def _short(setting: Setting, wanted: int, there: int) -> str:
+    """What is missing, if anything."""
+    return f" ({wanted:,} workers are wanted, but deploy.gpu has {setting.gpus:,} GPUs)" if there < wanted else ""
 
 
 def report(setting: Setting) -> Estimate:

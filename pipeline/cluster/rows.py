@@ -85,5 +85,9 @@ def _matrix(count: int, dim: int, ceiling_bytes: int) -> np.ndarray:
 
 
 def reserve(file: int, size: int) -> None:
-    """Have the disk give an open file its room now. A full disk is an OSError here; to a memory map it is a SIGBUS."""
-    os.posix_fallocate(file, 0, size)
+    """Have the disk give an open file its room now. A full disk is an OSError here; to a memory map it is a SIGBUS.
+
+    macOS has no such call: there nothing is reserved.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from manifests import NO_SCHEMAS, SCHEMAS, problems
+from manifests.model import pods_of
+from manifests.traffic import End, Party, _stopped
 
 KUBERAY = Path(__file__).parents[2] / "infra" / "kuberay"
 OVERLAYS = sorted(
@@ -16,6 +20,9 @@ OVERLAYS = sorted(
 )
 JOBS = [each for each in OVERLAYS if not each.endswith("/cluster")]
 Build = Callable[[str], list[dict[str, Any]]]
+
+
+ROLES = [("169.254.170.23", 80), ("fd00:ec2::23", 80), ("169.254.169.254", 80), ("169.254.169.252", 988)]
 
 
 def only(documents: list[dict[str, Any]], kind: str) -> dict[str, Any]:
@@ -47,6 +54,58 @@ def test_an_overlay_is_one_ray_object_and_what_it_needs(build: Build, overlay: s
 def test_batch_and_interactive_clusters_are_the_same(build: Build, name: str) -> None:
     job = only(build(f"{name}/job"), "RayJob")
     assert job["spec"]["rayClusterSpec"] == only(build(f"{name}/cluster"), "RayCluster")["spec"]
+
+
+def images(documents: list[dict[str, Any]]) -> set[str]:
+    return {each["image"] for pods in pods_of(documents) for each in pods.spec["containers"]}
+
+
+def reached(documents: list[dict[str, Any]], role: str) -> list[tuple[str, int]]:
+    """Which givers of roles the pods of a role may speak to."""
+    policies = [each for each in documents if each["kind"] == "NetworkPolicy"]
+    ends = [Party(each.at, role, each.document, each.labels).end for each in pods_of(documents) if each.role == role]
+    assert ends
+    return [
+        (address, port)
+        for address, port in ROLES
+        if any(not _stopped(policies, end, End("", {}, address=address), (port, "TCP")) for end in ends)
+    ]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_an_overlay_needs_one_image(build: Build, overlay: str) -> None:
+    (image,) = images(build(overlay))
+    assert image.endswith("-cpu" if overlay.startswith("kind") else "-cuda")
+
+
+@pytest.mark.parametrize("name", ["kind", "gpu-s3", "gpu-shared"])
+def test_an_image_is_named_in_one_place_for_cluster_and_job(build: Build, tmp_path: Path, name: str) -> None:
+    shutil.copytree(KUBERAY, tmp_path / "kuberay")
+    overlay = tmp_path / "kuberay" / "overlays" / name
+    text = (overlay / "cluster/kustomization.yaml").read_text()
+    assert text.count("newTag: 0.1.0-") == 1
+    (overlay / "cluster/kustomization.yaml").write_text(
+        text.replace("newTag: 0.1.0-", "newName: registry.example.com/shoal\n    newTag: 9.9-")
+    )
+    for kind in ("cluster", "job"):
+        (image,) = images(build(os.path.relpath(overlay / kind, KUBERAY / "overlays")))
+        assert image.startswith("registry.example.com/shoal:9.9-c")
+
+
+def test_a_role_of_the_cloud_is_reached_by_workers_alone_and_only_where_it_is_asked_for(
+    build: Build, tmp_path: Path
+) -> None:
+    shutil.copytree(KUBERAY, tmp_path / "kuberay")
+    cluster = tmp_path / "kuberay/overlays/gpu-s3/cluster/kustomization.yaml"
+    s3 = "  - ../../../components/s3\n"
+    cluster.write_text(cluster.read_text().replace(s3, s3 + "  - ../../../components/cloud-role\n"))
+    with_role = build(os.path.relpath(cluster.parents[1] / "job", KUBERAY / "overlays"))
+    assert reached(build("gpu-s3/job"), "worker") == []
+    assert reached(with_role, "worker") == ROLES
+    assert reached(with_role, "head") == reached(with_role, "submitter") == []
+    assert "envFrom" not in str(with_role)
+    if SCHEMAS.is_dir():
+        assert problems(with_role) == []
 
 
 def test_kueue_gets_the_job_of_gpu_s3_at_a_fixed_size(build: Build) -> None:

@@ -27,8 +27,9 @@ from mistakes import (
 Build = Callable[[str], list[dict[str, Any]]]
 MINE = (
     ("spec/entrypoint", "shoal run in --output out -c /etc/shoal/my.yaml"),
-    (f"{CPU_POD}/volumes/1", {"name": "scratch", "configMap": {"name": "extra"}}),
-    (f"{CPU_MAIN}/volumeMounts/1/mountPath", "/etc/shoal"),
+    (f"{CPU_POD}/volumes/1", {"name": "config", "configMap": {"name": "extra"}}),
+    (f"{CPU_MAIN}/volumeMounts/1", {"name": "config", "mountPath": "/etc/shoal"}),
+    (f"{CPU_MAIN}/env/0/value", "/dev/shm"),  # a home, in place of the folder that the config takes the place of
 )
 MAP: dict[str, Any] = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "extra", "namespace": "shoal"}}
 MISTAKES = {
@@ -117,6 +118,39 @@ MISTAKES = {
     # Machines
     "requests that are not limits": one(f"{CPU_MAIN}/resources/requests/memory", "1Gi", "[cpu]", "resources", "1Gi"),
     "no limits": one(f"{GPU_MAIN}/resources", {}, "[gpu]", "resources.limits"),
+    "a folder on a disk that nobody asked for": Mistake(
+        ("[cpu]", "resources.limits lacks ephemeral-storage"),
+        (
+            (f"{CPU_MAIN}/resources/limits/ephemeral-storage", GONE),
+            (f"{CPU_MAIN}/resources/requests/ephemeral-storage", GONE),
+        ),
+    ),
+    "a folder larger than what was asked for": one(
+        f"{HEAD_POD}/volumes/1/emptyDir/sizeLimit", "40Gi", "headGroupSpec", "ephemeral-storage 30Gi", "40 GiB"
+    ),
+    "a folder without a limit": one(
+        f"{GPU_POD}/volumes/1/emptyDir/sizeLimit", GONE, "[gpu]", "emptyDir scratch", "sizeLimit"
+    ),
+    "an autoscaler on a disk that nobody asked for": one(
+        f"{SPEC}/autoscalerOptions/resources/limits/ephemeral-storage",
+        GONE,
+        "autoscalerOptions.resources.limits",
+        "ephemeral-storage",
+    ),
+    "a home that cannot be written": one(f"{CPU_MAIN}/env/0/value", "/home/shoal", "[cpu]", "HOME", "/home/shoal"),
+    "a disk that Ray does not look at": one(
+        f"{HEAD_MAIN}/env/1", GONE, "headGroupSpec", "RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE"
+    ),
+    "a head that a drain takes": one(
+        "spec/maxUnavailable",
+        1,
+        "headGroupSpec",
+        "PodDisruptionBudget",
+        target="PodDisruptionBudget/shoal-head",
+    ),
+    "a driver that a drain takes": one(
+        f"{CPU}/template/metadata/labels/shoal.dev~drives", GONE, "[cpu]", "PodDisruptionBudget"
+    ),
     "a head with work": one(f"{HEAD}/resources/CPU", "4", "headGroupSpec", "num-cpus"),
     "a head by default": Mistake(("headGroupSpec", "num-cpus"), ((f"{HEAD}/resources", GONE),)),
     "a group that may not shrink": one(f"{CPU}/minReplicas", GONE, "workerGroupSpecs[cpu]", "minReplicas"),

@@ -55,8 +55,8 @@ mount -o remount,ro,bind /
 mount -o remount,ro /root
 cd /
 exec setpriv --reuid 1000 --regid 0 --clear-groups --no-new-privs --inh-caps=-all --bounding-set=-all --pdeathsig KILL \
-    env --ignore-environment "PATH=$BIN:/usr/bin:/bin" HOME=/home/shoal XDG_CACHE_HOME=/tmp/cache \
-    MPLCONFIGDIR=/tmp/cache NUMBA_CACHE_DIR=/tmp/cache PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 SHOAL_LOG=json \
+    env --ignore-environment "PATH=$BIN:/usr/bin:/bin" XDG_CACHE_HOME=/tmp/cache \
+    MPLCONFIGDIR=/tmp/cache NUMBA_CACHE_DIR=/tmp/cache PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 $VARIABLES \
     RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=token "RAY_AUTH_TOKEN=$TOKEN" timeout 500 bash -c "$RUN"
 """
 
@@ -114,16 +114,25 @@ def test_the_demo_runs_as_its_pods_would(build: Callable[[str], list[dict[str, A
     (spec,) = [each["spec"] for each in build("kind/job") if each["kind"] == "RayJob"]
     cluster = spec["rayClusterSpec"]
     head = {**cluster["headGroupSpec"], "rayStartParams": {}}  # its object store is given by `start`
+    worker = cluster["workerGroupSpecs"][0]
+    variables = {each["name"]: each["value"] for each in worker["template"]["spec"]["containers"][0]["env"]}
+    assert {"HOME", "SHOAL_LOG"} <= variables.keys()
     run = RUN % {
         "head": start(head, head="true", **{"dashboard-host": "0.0.0.0"}).replace("--head=true", "--head"),  # noqa: S104
-        "worker": start(cluster["workerGroupSpecs"][0], address="127.0.0.1:6379", **PORTS),
+        "worker": start(worker, address="127.0.0.1:6379", **PORTS),
         "resources": json.dumps(spec["entrypointResources"]),
         "entrypoint": spec["entrypoint"].replace("/data/", "/tmp/data/") + QUICK,
     }
     folders = sorted({str(ROOT), sys.prefix, sys.base_prefix})
     done = subprocess.run(
         [*unshare, "bash", "-c", SEAL, "seal", *folders],
-        env={**os.environ, "RUN": run, "BIN": str(Path(sys.executable).parent), "TOKEN": TOKEN},
+        env={
+            **os.environ,
+            "RUN": run,
+            "BIN": str(Path(sys.executable).parent),
+            "TOKEN": TOKEN,
+            "VARIABLES": " ".join(f"{name}={value}" for name, value in variables.items()),  # no value has a space
+        },
         capture_output=True,
         text=True,
         timeout=540,

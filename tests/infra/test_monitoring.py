@@ -34,7 +34,8 @@ from typer.main import get_command
 from jobs.cli import app
 from jobs.config import RunConfig
 
-KNOWN = {**exported(), **OF_RAY, **OF_PROMETHEUS}
+OURS = "shoal-ray"  # the job of our clusters
+KNOWN = {**exported(), **{name: {*labels, "job"} for name, labels in OF_RAY.items()}, **OF_PROMETHEUS}
 EXPRESSIONS = [*shown(), *watched()]
 
 ASKED_FOR = {  # the issue's list
@@ -179,8 +180,8 @@ SERIES = {  # a minute apart: an extraction of a hundred shards, a commit a minu
     'ray_shoal_fit_moves_total{algorithm="dpm", kind="split", outcome="accepted", WorkerId="1"}': "3x60",
     'ray_shoal_fit_moves_total{algorithm="dpm", kind="split", outcome="accepted", WorkerId="2"}': "4x60",
     'ray_shoal_fit_moves_total{algorithm="dpm", kind="split", outcome="refused"}': "50x60",
-    'ray_node_disk_free{ip="n"}': "30x60",
-    'ray_node_disk_usage{ip="n"}': "70x60",
+    'ray_node_disk_free{job="shoal-ray", ip="n"}': "30x60",
+    'ray_node_disk_usage{job="shoal-ray", ip="n"}': "70x60",
 }
 BY_HAND = {  # after 40 minutes
     "Shards in the table A": 0.4,
@@ -289,12 +290,22 @@ def test_kubernetes_is_given_the_same_rules_and_the_dashboard() -> None:
 def test_ray_pods_are_read_at_the_port_that_kuberay_names_and_alerts_know_the_job() -> None:
     monitor = yaml.safe_load((FOLDER / "podmonitor.yaml").read_text())
     assert (monitor["apiVersion"], monitor["kind"]) == ("monitoring.coreos.com/v1", "PodMonitor")
-    assert monitor["spec"]["selector"]["matchLabels"] == {"ray.io/is-ray-node": "yes"}
+    assert monitor["spec"]["selector"]["matchLabels"] == {
+        "ray.io/is-ray-node": "yes",
+        "app.kubernetes.io/part-of": "shoal",
+    }
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     assert endpoint["port"] == "metrics"
-    assert {"targetLabel": "job", "replacement": "ray"} in endpoint["relabelings"]
+    assert {"targetLabel": "job", "replacement": OURS} in endpoint["relabelings"]
     scraped = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
-    assert scraped[0]["job_name"] == "ray"
+    assert scraped[0]["job_name"] == OURS
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS, ids=lambda each: each.where)
+def test_what_any_cluster_of_ray_has_is_asked_of_ours_alone(expression: Expression) -> None:
+    for name in expression.names & {*OF_RAY, "up"}:
+        selectors = re.findall(rf"\b{name}\b(\{{[^}}]*\}})?", expression.text)
+        assert all(f'job="{OURS}"' in each for each in selectors), name
 
 
 def test_kustomize_renders_it() -> None:

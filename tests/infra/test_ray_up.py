@@ -40,6 +40,12 @@ def starts(config: dict[str, Any], which: str) -> list[str]:
     return shlex.split(found)[2:]
 
 
+def header_of(path: Path) -> list[str]:
+    """Lines of the comment at the top, those that go on joined."""
+    lines = [line[1:].strip() for line in path.read_text().split("cluster_name")[0].splitlines()]
+    return "\n".join(lines).replace("\\\n", "").splitlines()
+
+
 def test_there_is_a_file_for_each_cloud() -> None:
     assert [path.stem for path in FILES] == ["aws", "gcp"]
 
@@ -76,6 +82,8 @@ def test_ray_start_has_the_options(path: Path) -> None:
     for which in ("head", "worker"):
         context = start.make_context("start", starts(config, which))
         assert context.params["head"] == (which == "head")
+        assert context.params["metrics_export_port"] == 8080  # which a firewall can be told
+    assert "-e SHOAL_LOG=json" in config["docker"]["run_options"]
 
 
 @each_file
@@ -96,7 +104,7 @@ def test_the_groups_fit_into_the_cluster_and_idle_machines_go(path: Path) -> Non
     workers = [kind for name, kind in config["available_node_types"].items() if name != "head"]
     assert sum(kind["max_workers"] for kind in workers) == config["max_workers"]
     assert all(kind["min_workers"] <= kind["max_workers"] for kind in workers)
-    assert config["idle_timeout_minutes"] <= 15
+    assert (config["upscaling_speed"], config["idle_timeout_minutes"]) == (1.0, 5)  # as `shoal render ray-up` has it
     assert config["provider"]["cache_stopped_nodes"] is False
 
 
@@ -147,11 +155,11 @@ def test_what_is_to_be_filled_in_is_in_capitals_and_is_all_there_is(path: Path) 
 def test_the_commands_of_the_header_are_shoals(path: Path) -> None:
     from jobs.submit.parse import parse_command  # noqa: PLC0415
 
-    header = [line[1:].strip() for line in path.read_text().split("cluster_name")[0].splitlines()]
+    header = header_of(path)
     (submit,) = [line for line in header if "shoal submit" in line]
-    words = shlex.split(submit.split("shoal submit ")[1])
+    words = shlex.split(submit.split("shoal submit ")[1], comments=True)
     assert parse_command(["submit", *words]).command == "submit"
-    assert parse_command(words).command == "run"
+    assert parse_command([word for word in words if word != "--watch"]).command == "run"
     assert [line.split()[1] for line in header if line.startswith("ray ")] == [
         "get-auth-token",
         "up",
@@ -159,3 +167,18 @@ def test_the_commands_of_the_header_are_shoals(path: Path) -> None:
         "down",
     ]
     assert all(f"infra/ray-up/{path.name}" in line for line in header if re.match("ray (up|dashboard|down)", line))
+
+
+@each_file
+def test_the_run_of_the_header_asks_for_gpus_that_can_come(path: Path) -> None:
+    from jobs.config import resolve  # noqa: PLC0415  imports torch
+    from jobs.extract import room_of  # noqa: PLC0415
+    from jobs.submit.parse import parse_command  # noqa: PLC0415
+
+    (submit,) = [line for line in header_of(path) if "shoal submit" in line]
+    words = shlex.split(submit.split("shoal submit ")[1], comments=True)
+    settings = resolve(None, parse_command([word for word in words if word != "--watch"]).sets)
+    gpu = cluster(path)["available_node_types"]["gpu"]
+    asked = sum(each.get("GPU", 0) for each in room_of(settings, shards=1000))
+    assert 0 < asked <= gpu["max_workers"] * gpu["resources"]["GPU"]
+    assert settings.ray.wait_s >= 600  # a machine with a GPU takes minutes to come

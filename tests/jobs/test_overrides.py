@@ -121,7 +121,12 @@ def test_a_file_is_read_and_an_empty_one_says_nothing(tmp_path: Path) -> None:
         ("- a\n- b\n", "holds ['a', 'b'] but settings are a mapping"),
         ("shape: !!python/object/apply:os.system ['touch {marker}']", "is not a plain YAML file (could not determine"),
         ("shape: [", "is not a plain YAML file (while parsing"),
-        ("a: &a {b: *a}", "the alias *a"),
+        ("a: &a {b: *a}", "the alias *a: write the values out; aliases are not read"),
+        ("a: 2024-13-01", "it has a value that is none: month must be in 1..12"),
+        (f"a: {'9' * 5_000}", "it has a value that is none: Exceeds the limit"),
+        ("a: !!int ''", "it has a value that is none"),
+        ("a: !!bool maybe", "it has a value that is none"),
+        ("a: !!timestamp soon", "it has a value that is none"),
     ],
 )
 def test_a_wrong_file_is_one_sentence_with_its_name(tmp_path: Path, text: str, sentence: str) -> None:

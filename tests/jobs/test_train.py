@@ -243,8 +243,9 @@ def test_the_backbone_of_a_run_under_way_is_refused(tmp_path: Path) -> None:
 
 def test_a_cluster_is_asked_for_the_least_that_training_begins_with() -> None:
     full = Path("imagenet_full")
-    assert room_of(resolve(full)) == [{"CPU": 8, "GPU": 1}] * 32  # it has GPUs by `deploy`; of 64 workers 32 will do
-    assert room_of(resolve(full, ["deploy.gpu.count=0"])) == [{"CPU": 8}] * 32
+    assert room_of(resolve(full)) == [{"CPU": 8, "GPU": 1}] * 64  # it has GPUs by `deploy`
+    assert room_of(resolve(full, ["deploy.gpu.count=0"])) == [{"CPU": 8}] * 64
+    assert room_of(resolve(full, ["train.loop.min_workers=32"])) == [{"CPU": 8, "GPU": 1}] * 32
     remote = ["train.images.feed=remote", "train.loop.workers=2", "train.images.threads=3"]
     assert room_of(resolve(None, remote)) == [{"CPU": 1}] * 2 + [{"CPU": 3}] * 4
     assert extract_room(resolve(full), 147) == [{"CPU": 1, "GPU": 1}] * 16

@@ -57,6 +57,14 @@ def test_nothing_is_counted_down_and_no_figure_that_is_none_is_told(monkeypatch:
         Gauge("shoal_test_none", "").set(value)
 
 
+def test_a_value_that_is_no_number_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", Session)
+    for metric in (Counter(f"shoal_test_{uuid4().hex}", ""), Gauge(f"shoal_test_{uuid4().hex}", "")):
+        tell = metric.add if isinstance(metric, Counter) else metric.set
+        with pytest.warns(UserWarning, match="goes on without it"):
+            tell("many")  # type: ignore[arg-type]
+
+
 def test_a_step_that_fails_is_over_too(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[Gauge, float, str]] = []
     monkeypatch.setattr(Gauge, "set", lambda self, value, **labels: told.append((self, value, labels["step"])))

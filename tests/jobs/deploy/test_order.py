@@ -9,6 +9,7 @@ from orders import ordered
 
 from jobs.config import digest, resolve
 from jobs.deploy.order import elsewhere, order, placeholders
+from jobs.extract import room_of
 from models.errors import ShoalError
 
 RUN = ("run", "s3://a/in", "--output", "s3://a/out")
@@ -63,6 +64,54 @@ def test_a_command_without_settings_is_left_alone(tmp_path: Path) -> None:
 def test_it_waits_for_machines_unless_the_settings_say_how_long() -> None:
     assert "ray.wait_s=1800" in ordered().waiting().parsed.sets
     assert ordered("ray.wait_s=5").waiting().parsed.sets == ["ray.wait_s=5"]
+
+
+LATE = ("deploy.gpu.most=4", "deploy.gpu.gpus=2")
+
+
+def extraction(*sets: str, late: bool = False, words: tuple[str, ...] = ()) -> list[str]:
+    """What is added to the settings of extraction, without its name."""
+    given = [each for each in sets if each.startswith("extract.")]
+    waiting = ordered(*sets, words=words).waiting(late=late)
+    found = [each.removeprefix("extract.") for each in waiting.parsed.sets if each.startswith("extract.")]
+    assert waiting.typed.sets == waiting.parsed.sets
+    assert waiting.waiting(late=late) is waiting
+    return found[: len(found) - len(given)]
+
+
+def test_gpus_that_come_on_demand_are_asked_for() -> None:
+    wanted = ["gpus_per_actor=1", "actors=8", "autoscale=true"]
+    assert extraction(*LATE) == wanted
+    assert extraction(*LATE, "deploy.gpu.count=1") == wanted
+    assert extraction(*LATE, words=("probe", "s3://a/b", "--output", "s3://a/c", "--backbone", "pixels")) == wanted
+    extract = ordered(*LATE).waiting().settings.extract
+    assert (extract.gpus_per_actor, extract.actors, extract.autoscale) == (1.0, 8, True)
+    room = room_of(ordered(*LATE).waiting().settings, 100)
+    assert room == [{"CPU": 1, "GPU": 1}] * 8  # and so extraction waits for them: see jobs.room
+
+
+def test_gpus_that_are_there_share_as_the_backbone_likes() -> None:
+    assert extraction("deploy.gpu.count=4") == []  # KubeRay begins with all of them
+    assert extraction("deploy.gpu.count=4", late=True) == ["gpus_per_actor=1", "actors=4", "autoscale=true"]
+    assert extraction() == extraction(late=True) == []
+    assert extraction("deploy.gpu.most=4", "deploy.gpu.gpus=0") == []
+
+
+def test_settings_of_the_command_are_kept() -> None:
+    assert extraction(*LATE, "extract.actors=3") == ["gpus_per_actor=1", "autoscale=true"]
+    assert extraction(*LATE, "extract.gpus_per_actor=0.5") == ["actors=16", "autoscale=true"]
+    assert extraction(*LATE, "extract.gpus_per_actor=2", "extract.autoscale=true") == ["actors=4"]
+    assert extraction(*LATE, "extract.gpus_per_actor=0") == []  # is to be CPUs
+    assert ordered(*LATE, "ray.wait_s=0").waiting().settings.ray.wait_s == 0  # said last, and so it counts
+
+
+def test_a_command_that_extracts_nothing_has_no_gpus_added() -> None:
+    assert extraction(*LATE, words=("cluster", "s3://a/b")) == []
+
+
+def test_the_digest_is_that_of_the_settings_in_the_end() -> None:
+    found = ordered(*LATE).waiting()
+    assert found.digest == digest(resolve(None, found.parsed.sets)) != ordered(*LATE).digest
 
 
 @pytest.mark.parametrize(

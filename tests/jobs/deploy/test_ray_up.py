@@ -113,9 +113,9 @@ def test_a_machine_that_nobody_sells_is_to_be_named() -> None:
 
 
 def test_what_is_to_be_typed_is_a_command_of_shoal() -> None:
-    lines = instructions(ordered("max_reject_fraction=0.5"), "a file.yaml")
+    lines = instructions(ordered("max_reject_fraction=0.5").waiting(late=True), "a file.yaml")
     submit = shlex.split(next(line for line in lines if "shoal submit" in line))
     parsed = parse_command(submit[submit.index("--watch") + 1 :])
     assert parsed.values("source") == ("s3://pictures/shards",)
-    assert parsed.sets == ["max_reject_fraction=0.5", "ray.wait_s=1800"]
+    assert parsed.sets == ["ray.wait_s=1800", "max_reject_fraction=0.5"]
     assert "ray up 'a file.yaml'" in lines

@@ -21,7 +21,7 @@ def test_a_manifest_and_nothing_else_goes_to_stdout() -> None:
     result = shoal("render", "kubernetes", *SETS, *QUIET)
     assert result.exit_code == 0, result.output
     kinds = [each["kind"] for each in yaml.safe_load_all(result.stdout)]
-    assert kinds == ["ServiceAccount", "ServiceAccount", "NetworkPolicy", "NetworkPolicy", "NetworkPolicy", "RayJob"]
+    assert kinds == [*["ServiceAccount"] * 2, *["NetworkPolicy"] * 3, "PodDisruptionBudget", "RayJob"]
     assert result.stderr == ""
 
 
@@ -31,6 +31,27 @@ def test_a_command_of_ones_own_has_its_own_options() -> None:
     assert "set -- extract s3://a/shards --output s3://a/table --profile\n" in result.stdout
 
 
+def test_what_is_to_be_typed_is_at_the_head() -> None:
+    text = shoal("render", "kubernetes", *SETS, *QUIET, "--set", "deploy.namespace=team-1").stdout
+    comments = [line for line in text.splitlines() if line.startswith("# kubectl")]
+    assert [line.partition("   #")[0].removeprefix("# kubectl ") for line in comments] == [
+        "create namespace team-1",
+        "label namespace team-1 pod-security.kubernetes.io/enforce=restricted",
+        "apply -f shoal.yaml",
+        "-n team-1 get rayjob shoal",
+        "-n team-1 logs -f job/shoal",
+        "-n team-1 delete rayjob shoal",
+    ]
+
+
+def test_gpus_that_come_later_are_in_the_command() -> None:
+    wanted = "--set extract.gpus_per_actor=1 --set extract.actors=4 --set extract.autoscale=true"
+    for target, count in (("kubernetes", 0), ("ray-up", 4)):
+        gpus = ["--set", f"deploy.gpu.count={count}", "--set", "deploy.gpu.most=4"]
+        assert wanted in shoal("render", target, *SETS, *QUIET, *gpus).stdout
+        assert wanted not in shoal("render", "slurm", *SETS, *QUIET, *gpus).stdout  # which begins with all machines
+
+
 def test_a_file_is_written_whole_and_figures_say_what_is_asked_for(tmp_path: Path) -> None:
     out, figures = tmp_path / "run.yaml", tmp_path / "figures.json"
     gpus = ["--set", "deploy.gpu.most=4"]
@@ -38,7 +59,7 @@ def test_a_file_is_written_whole_and_figures_say_what_is_asked_for(tmp_path: Pat
     assert result.exit_code == 0, result.output
     assert "kubectl apply -f" in out.read_text()
     found = json.loads(figures.read_text())
-    assert found["objects"] == "2 ServiceAccount, 3 NetworkPolicy, 1 RayJob"
+    assert found["objects"] == "2 ServiceAccount, 3 NetworkPolicy, 1 PodDisruptionBudget, 1 RayJob"
     assert found["machines"][2] == {
         **{"group": "gpu", "machines": 0, "most": 4, "cpus": 8, "memory_gib": 64, "gpus": 1},
     }

@@ -111,6 +111,7 @@ def test_machines_are_those_with_gpus_and_time_is_rounded_up() -> None:
 
 
 def test_a_site_is_named_where_it_has_names() -> None:
-    text = script(ordered("deploy.slurm.partition=long", "deploy.slurm.account=vision", "deploy.retries=2"), [])
+    text = script(ordered("deploy.slurm.partition=long", "deploy.slurm.account=vision", "deploy.slurm.restarts=2"), [])
     assert "#SBATCH --partition=long\n#SBATCH --account=vision\n" in text
     assert "readonly most_restarts=2\n" in text
+    assert "readonly most_restarts=50\n" in script(ordered("deploy.retries=1"), [])  # of a limit of hours, not of harm

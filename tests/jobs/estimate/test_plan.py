@@ -55,6 +55,22 @@ def test_embedding_by_hand() -> None:
     assert seconds(slow) == pytest.approx(12 + 1_281_167 * 108_000 / 75e6 / 16)
 
 
+def test_gpus_that_are_missing_are_named_and_do_no_work() -> None:
+    train = full("deploy.gpu.count=1")["train"]
+    assert seconds(train) == pytest.approx(8 * 49 * 3600, rel=0.01)
+    assert "on 8 GPUs (64 workers are wanted, but deploy.gpu has 8 GPUs)" in train.how
+    extract = full("deploy.gpu.count=1")["extract"]
+    assert seconds(extract) == pytest.approx(12 + 1_281_167 / (8 * 5_088))
+    assert "16 workers are wanted, but deploy.gpu has 8 GPUs" in extract.how
+    assert "wanted" not in full()["train"].how + full("deploy.gpu.count=1", "extract.gpus_per_actor=0.5")["extract"].how
+
+
+def test_threads_that_decode_are_as_many_as_the_settings_say() -> None:
+    assert "of 64 cores" in full("extract.decode_threads=4")["extract"].how  # of 16 workers
+    assert "of 144 cores" in full("extract.decode_threads=99")["extract"].how  # 9 CPUs beside each GPU
+    assert "of 2 cores" in full("scale=0.001", "extract.decode_threads=2000")["extract"].how
+
+
 def test_a_laptop_has_no_gpus_and_takes_no_worker_beside_the_driver() -> None:
     train = full("scale=0.001")["train"]
     assert seconds(train) == pytest.approx(1_281 / 2.5 + 1_281 * 108_000 / 75e6)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from manifests.model import Tree, clusters, pods_of
 from manifests.pods import pod_problems, reference_problems
-from manifests.ray import cluster_problems, job_problems
+from manifests.ray import cluster_problems, eviction_problems, job_problems
 from manifests.text import NO_SCHEMAS, SCHEMAS, exposure_problems, schema_problems, secret_problems
 from manifests.traffic import Party, traffic_problems
 
@@ -35,5 +35,6 @@ def problems(documents: Sequence[Tree], external: Sequence[str] = ()) -> list[st
             found += job_problems(document, documents)
     for pods in pods_of(documents):
         found += [*pod_problems(pods, documents), *reference_problems(pods, documents, external)]
+        found += eviction_problems(pods, documents)
     parties = [Party(each.at, each.role, each.document, each.labels) for each in pods_of(documents)]
     return [*found, *traffic_problems(documents, parties)]

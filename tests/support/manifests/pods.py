@@ -40,6 +40,8 @@ def pod_problems(pods: Pods, documents: Sequence[Tree]) -> Iterator[str]:
         yield f"{at}.automountServiceAccountToken must be false: nothing in the pod needs Kubernetes."
     for container in [*spec.get("initContainers", []), *spec.get("containers", [])]:
         yield from container_problems(f"{at}.containers[{container.get('name')}]", container)
+        yield from disk_problems(f"{at}.containers[{container.get('name')}]", container, spec)
+    yield from environment_problems(f"{at}.containers[{pods.main.get('name')}]", pods)
     yield from volume_problems(at, pods)
     if "nvidia.com/gpu" in get(pods.main, "resources.limits", {}):
         yield from gpu_problems(at, pods)
@@ -71,6 +73,39 @@ def container_problems(at: str, container: Tree) -> Iterator[str]:
         yield f"{at}.resources.limits must have cpu and memory."
     if "image" in container:
         yield from image_problems(at, str(container["image"]))
+
+
+def disk_problems(at: str, container: Tree, spec: Tree, holds: bool = True) -> Iterator[str]:
+    """Folders on the machine's disk are asked for, or pods are put where there is no room for them.
+
+    Unless a container `holds` what is in its folders, another one of its pod asks for their size.
+    """
+    volumes = {each.get("name"): each.get("emptyDir") for each in spec.get("volumes", [])}
+    mounted = {each.get("name") for each in container.get("volumeMounts", [])}
+    folders = {
+        name: folder
+        for name in mounted
+        if (folder := volumes.get(name)) is not None and folder.get("medium") != "Memory"
+    }
+    asked = get(container, "resources.limits.ephemeral-storage")
+    if folders and asked is None:
+        yield f"{at}.resources.limits lacks ephemeral-storage, for {', '.join(sorted(folders))} on the machine's disk."
+    for name in sorted(name for name, folder in folders.items() if "sizeLimit" not in folder):
+        yield f"{at}: the emptyDir {name} has no sizeLimit, and may fill the disk of its machine."
+    needed = sum(amount(folder.get("sizeLimit", 0)) for folder in folders.values())
+    if holds and asked is not None and amount(asked) < needed:
+        yield f"{at}.resources.limits: ephemeral-storage {asked} is less than its emptyDirs' {needed / GIB:.0f} GiB."
+
+
+def environment_problems(at: str, pods: Pods) -> Iterator[str]:
+    """What processes have to be told where the root is read-only, and what Ray has to be told to look at its disk."""
+    variables = {each.get("name"): each.get("value") for each in pods.main.get("env", [])}
+    mounts = {each.get("mountPath") for each in pods.main.get("volumeMounts", [])}
+    if variables.get("HOME") not in mounts:
+        yield f"{at}.env: HOME is {variables.get('HOME')}, where nothing can be written; must be a folder of a volume."
+    name = "RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE"
+    if pods.role != "submitter" and variables.get(name) != "1":
+        yield f"{at}.env: {name} must be '1'; Ray tells of an empty disk in pods otherwise."
 
 
 def image_problems(at: str, image: str) -> Iterator[str]:

@@ -13,8 +13,9 @@ from typing import Any
 
 from jobs.config import resolve
 from jobs.submit.parse import parse_command
-from manifests.model import Cluster, Tree, amount, get, project, title
-from manifests.pods import container_problems
+from manifests.model import Cluster, Pods, Tree, amount, get, project, title
+from manifests.pods import container_problems, disk_problems
+from manifests.traffic import Party, matches
 from models.errors import ShoalError
 
 DRIVER = "shoal_driver"  # the resource of machines that run the command
@@ -97,10 +98,30 @@ def autoscaling_problems(cluster: Cluster) -> Iterator[str]:
     at = cluster.field("autoscalerOptions")
     yield from container_problems(at, options)
     pod = get(spec, "headGroupSpec.template.spec", {})
+    yield from disk_problems(at, options, pod, holds=False)
     tokens = {each["name"] for each in pod.get("volumes", []) if "serviceAccountToken" in json.dumps(each)}
     mounted = {each["name"]: each["mountPath"] for each in options.get("volumeMounts", [])}
     if pod.get("automountServiceAccountToken") is not True and not tokens & set(mounted):
         yield f"{at}.volumeMounts has no serviceAccountToken, without which the autoscaler cannot reach Kubernetes."
+
+
+def eviction_problems(pods: Pods, documents: Sequence[Tree]) -> Iterator[str]:
+    """A drain of a machine must not take the head along, or the pod that runs the command."""
+    if pods.role != "head" and DRIVER not in (offered(pods.group) or {}):
+        return
+    labels, space = (
+        Party(pods.at, pods.role, pods.document, pods.labels).end.labels,
+        get(pods.document, "metadata.namespace"),
+    )
+    budgets = [
+        each
+        for each in documents
+        if each["kind"] == "PodDisruptionBudget"
+        and get(each, "metadata.namespace") == space
+        and matches(get(each, "spec.selector", {}), labels)
+    ]
+    if not any(get(each, "spec.maxUnavailable") == 0 for each in budgets):
+        yield f"{pods.at}: no PodDisruptionBudget with spec.maxUnavailable 0 keeps these pods from being evicted."
 
 
 def job_problems(job: Tree, documents: Sequence[Tree]) -> Iterator[str]:

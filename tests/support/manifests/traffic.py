@@ -42,6 +42,7 @@ class Party:
 
 OPERATOR = End("KubeRay's operator", {"app.kubernetes.io/component": "kuberay-operator"})
 DNS = End("the cluster's DNS", {"k8s-app": "kube-dns"}, "kube-system")
+CLOUD_DNS = End("Cloud DNS of GKE", {}, address="169.254.169.254")  # instead of pods
 KUBERNETES = End("Kubernetes' API", {}, address="198.51.100.7")
 STORE = End("the object store", {}, address="203.0.113.9")
 
@@ -55,12 +56,12 @@ def traffic_problems(documents: Sequence[Tree], parties: Sequence[Party]) -> Ite
             yield f"{party.at}: no NetworkPolicy restricts the ingress of these pods."
             continue
         yield from _needs(policies, party, mine)
-        yield from _strangers(policies, party)
+        yield from _strangers(policies, party, mine)
 
 
 def _needs(policies: Sequence[Tree], party: Party, others: Sequence[Party]) -> Iterator[str]:
     end, heads = party.end, [each.end for each in others if each.role == "head"]
-    wanted: list[tuple[End, End, int, str]] = [(end, DNS, 53, "UDP")]
+    wanted = [(end, names, 53, protocol) for names in (DNS, CLOUD_DNS) for protocol in ("UDP", "TCP")]
     if party.role == "submitter":
         wanted += [(end, head, DASHBOARD, "TCP") for head in heads]
     else:
@@ -76,10 +77,16 @@ def _needs(policies: Sequence[Tree], party: Party, others: Sequence[Party]) -> I
             yield f"{source.what} may not reach {target.what} on {protocol} {port}: {side} lets nothing such through."
 
 
-def _strangers(policies: Sequence[Tree], party: Party) -> Iterator[str]:
+def _strangers(policies: Sequence[Tree], party: Party, others: Sequence[Party]) -> Iterator[str]:
     end = party.end
     inside = End("any pod of the namespace", {"app": "stranger"}, end.namespace)
-    for stranger in (inside, End("a pod of another namespace", {"app": "stranger"}, "elsewhere")):
+    runs = [
+        End(
+            f"a {each.role} of another run", {**each.end.labels, "app.kubernetes.io/instance": "another"}, end.namespace
+        )
+        for each in others
+    ]
+    for stranger in (inside, End("a pod of another namespace", {"app": "stranger"}, "elsewhere"), *runs):
         for port in (GCS, DASHBOARD, CLIENT, WORKER):
             if not _stopped(policies, stranger, end, (port, "TCP")):
                 yield f"{party.at}: {stranger.what} may reach port {port}, by a NetworkPolicy's spec.ingress."
@@ -103,7 +110,7 @@ def _selecting(policies: Sequence[Tree], end: End, kind: str) -> list[Tree]:
         for each in policies
         if _space(each) == end.namespace
         and kind in _types(each["spec"])
-        and _matches(each["spec"].get("podSelector", {}), end.labels)
+        and matches(each["spec"].get("podSelector", {}), end.labels)
     ]
 
 
@@ -127,11 +134,11 @@ def _is_peer(peer: Tree, far: End, space: str | None) -> bool:
             and _within(far.address, [block["cidr"]])
             and not _within(far.address, block.get("except", []))
         )
-    if far.address is not None or not _matches(peer.get("podSelector", {}), far.labels):
+    if far.address is not None or not matches(peer.get("podSelector", {}), far.labels):
         return False
     if "namespaceSelector" not in peer:
         return far.namespace == space
-    return far.namespace is None or _matches(peer["namespaceSelector"], {"kubernetes.io/metadata.name": far.namespace})
+    return far.namespace is None or matches(peer["namespaceSelector"], {"kubernetes.io/metadata.name": far.namespace})
 
 
 def _within(address: str, blocks: Sequence[str]) -> bool:
@@ -145,7 +152,8 @@ def _is_port(rule: Tree, port: tuple[int, str]) -> bool:
     return first is None or int(first) <= port[0] <= int(rule.get("endPort", first))
 
 
-def _matches(selector: Tree, labels: Mapping[str, str]) -> bool:
+def matches(selector: Tree, labels: Mapping[str, str]) -> bool:
+    """Whether a label selector means a pod of these labels."""
     return all(labels.get(key) == value for key, value in (selector.get("matchLabels") or {}).items()) and all(
         _holds(each, labels) for each in selector.get("matchExpressions") or []
     )
