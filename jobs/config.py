@@ -63,8 +63,8 @@ class RunConfig(Config):
         default=1.0,
         gt=0,
         le=1,
-        description="part of everything: images, epochs, batches, workers; to try a large run on a small machine. "
-        "Resolved into all of these settings at once: then it is 1 again",
+        description="part of everything: images, epochs, batches, workers, what --set says among them; to try a large "
+        "run on a small machine. Resolved into all of these settings at once: then it is 1 again",
     )
     learn: bool = Field(
         default=False,

@@ -78,7 +78,9 @@ def _has_decoders(nodes: Sequence[Node]) -> bool:
 
 def _fused(nodes: Sequence[Node], count: int, gpus: float, config: ExtractConfig, at_most: int) -> Pool:
     sizes = range(1, max((node.cpus for node in nodes), default=1) + 1)
-    cpus = max((size for size in sizes if sum(node.room(size, gpus) for node in nodes) >= count), default=1)
+    here = min(count, sum(node.room(1, gpus) for node in nodes))  # machines that are still to come are like these
+    fitting = (size for size in sizes if here and sum(node.room(size, gpus) for node in nodes) >= here)
+    cpus = max(fitting, default=1)
     # A GPU leaves the CPUs to decoding; without one the backbone needs most of them.
     decoders = config.decode_threads or max(1, cpus - 1 if gpus else cpus // 4)
     streams = min(config.streams or (2 if gpus else 1), at_most)

@@ -61,7 +61,7 @@ def disk(container: Tree) -> str:
         ("deploy.cpu.count=0", "deploy.gpu.count=2", "deploy.gpu.gpus=8", "deploy.gpu.selector={zone: '1e3'}"),
         ("deploy.input=gs://a/in", "deploy.role_annotations={iam.gke.io/gcp-service-account: a@b.c}"),
         ("deploy.input=az://a/in", "deploy.role_labels={azure.workload.identity/use: 'true'}", "deploy.gpu.most=2"),
-        ("deploy.name=another", "deploy.namespace=team-1", "deploy.operator_namespace=ray-system"),
+        ("deploy.name=second", "deploy.namespace=team-1", "deploy.operator_namespace=ray-system"),
     ],
 )
 def test_every_rendering_holds(sets: tuple[str, ...]) -> None:

@@ -110,3 +110,11 @@ def test_a_planned_pool_fits_the_cluster(
     else:
         assert sum(node.room(pool.cpus + 1, pool.gpus) for node in nodes) < pool.actors
         assert threads or pool.decode_threads + pool.torch_threads == max(2, pool.cpus)
+
+
+def test_workers_that_are_still_to_come_are_as_large_as_those_that_are_here() -> None:
+    """As 1 CPU each they would starve their GPUs for as long as the extraction takes."""
+    some = ExtractConfig(actors=8, gpus_per_actor=1, autoscale=True, layout="fused")
+    assert plan_pool([Node(8, 1)], 100, some).cpus == 8
+    assert plan_pool([Node(8, 1), Node(8, 1), Node(16, 0)], 100, some).cpus == 8
+    assert plan_pool([Node(16, 0)], 100, some).cpus == 1  # none is here yet
