@@ -159,7 +159,9 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, f"the alias *{event.anchor}: write the values out; aliases are not read", event.start_mark)
+            raise yaml.composer.ComposerError(
+                None, None, f"the alias *{event.anchor}: write the values out; aliases are not read", event.start_mark
+            )
         found: yaml.Node | None = super().compose_node(parent, index)
         return found
 

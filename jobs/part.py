@@ -46,7 +46,8 @@ class Part:
 
     Shards are visited in an order drawn by their names, and the first images of each are taken: an eighth of all that
     are wanted at most, unless there are fewer shards, so that a collection in order of classes gives several of them.
-    Where some have less than that, all are visited once more, for what comes after. Damaged samples are passed over. Reads what it takes, and holds one image.
+    Where some have less than that, all are visited once more, for what comes after. Damaged samples are passed over.
+    Reads what it takes, and holds one image.
     """
 
     inputs: tuple[str, ...]

@@ -77,7 +77,10 @@ class Run:
         why = why.rstrip(".") if len(why) <= _WHY else f"{why[: _WHY - 3]}..."
         first = ["shards"] * (self.pack is not None) + ["train"] * self.config.learn
         names = [*first, "extract", *self._later("")]
-        steps = [Step(names[0], f"not looked at: {why}"), *(Step(name, "not looked at, likewise") for name in names[1:])]
+        steps = [
+            Step(names[0], f"not looked at: {why}"),
+            *(Step(name, "not looked at, likewise") for name in names[1:]),
+        ]
         return estimated(steps, self.config, self._facts())
 
     def run(self, on_progress: Progress) -> Figures:
@@ -149,11 +152,11 @@ class Run:
         """Raise ShoalError if the table is of copies of images: shards from elsewhere would give them once more."""
         if not (folder.packed.exists() and folder.has_embeddings()):
             return
-        own = folder.shards.resolve()  # which may be given as they are
-        if any(is_url(shard) or Path(shard).resolve().parent != own for shard in list_shards(self.inputs)):
+        other = [shard for shard in list_shards(self.inputs) if not _is_in(shard, folder.path / "shards")]
+        if other:
             raise ShoalError(
-                f"{folder.path} was made of packed copies of images, which {', '.join(self.inputs)} would be added to; "
-                "give a new --output."
+                f"{folder.path} was made of packed copies of images, to which {other[0]} would be added; give a new "
+                "--output."
             )
 
     def _require_learned(self, folder: RunFolder) -> None:
@@ -163,7 +166,7 @@ class Run:
             return
         learned = LearnFolder(_learned(folder))
         then = learned.settings.get("input")
-        if not (then and learned.is_bound):
+        if not then or learned.summary() is None:  # of one that is not over, it says so itself
             return
         now = outcome(list_shards(self.inputs), config.train, config.backbone, config.decode)["input"]
         if now != then:
@@ -260,6 +263,13 @@ def whole_job(source: str, output: str, config: RunConfig) -> Run | RunOfPart:
     if config.collection.part == 1:
         return Run(output, config, None, (source,))
     return RunOfPart(source, output, config)
+
+
+def _is_in(shard: str, folder: Place) -> bool:
+    """Whether a shard lies there, in whatever way both are spelled."""
+    if is_url(shard):
+        return is_object_store(shard) and place(shard).parent == folder
+    return isinstance(folder, Path) and Path(shard).resolve().parent == folder.resolve()
 
 
 def _learned(folder: RunFolder) -> Place:

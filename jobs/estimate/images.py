@@ -69,11 +69,7 @@ class _Learning:
     def image_s(self) -> float | None:
         """In which all workers together are through with an image."""
         pace = self.pace
-        return (
-            None
-            if pace is None
-            else max(self.pixels / pace.value, self.views_s) / self.workers
-        )
+        return None if pace is None else max(self.pixels / pace.value, self.views_s) / self.workers
 
     @property
     def start_s(self) -> float:

@@ -142,10 +142,16 @@ MISTAKES = {
         f"{HEAD_MAIN}/env/1", GONE, "headGroupSpec", "RAY_DASHBOARD_ENABLE_K8S_DISK_USAGE"
     ),
     "a head that a drain takes": one(
-        "spec/maxUnavailable",
-        1,
-        "headGroupSpec",
-        "PodDisruptionBudget",
+        "spec/minAvailable", 0, "headGroupSpec", "spec.minAvailable is 0", target="PodDisruptionBudget/shoal-head"
+    ),
+    "a driver that a drain takes, of more than were thought of": one(
+        f"{CPU}/maxReplicas", 5, "PodDisruptionBudget shoal-driver", "[cpu]", "spec.minAvailable is 4", "5 of these"
+    ),
+    "a pod of two budgets": one(
+        "spec/selector/matchLabels",
+        {"app.kubernetes.io/part-of": "shoal"},
+        "[cpu]",
+        "2 PodDisruptionBudgets",
         target="PodDisruptionBudget/shoal-head",
     ),
     "a driver that a drain takes": one(

@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs.config import resolve
 from jobs.submit.parse import parse_command
-from manifests.model import Cluster, Pods, Tree, amount, get, project, title
+from manifests.model import Cluster, Pods, Tree, amount, get, pods_of, project, title
 from manifests.pods import container_problems, disk_problems
 from manifests.traffic import Party, matches
 from models.errors import ShoalError
@@ -106,22 +106,31 @@ def autoscaling_problems(cluster: Cluster) -> Iterator[str]:
 
 
 def eviction_problems(pods: Pods, documents: Sequence[Tree]) -> Iterator[str]:
-    """A drain of a machine must not take the head along, or the pod that runs the command."""
+    """A drain of a machine must not take the head along, or the pod that runs the command.
+
+    A budget has to give minAvailable: for maxUnavailable Kubernetes asks a pod's owner how many there are, which a
+    RayCluster cannot say. A pod of two budgets cannot be evicted by anybody, and says so as an error.
+    """
     if pods.role != "head" and DRIVER not in (offered(pods.group) or {}):
         return
-    labels, space = (
-        Party(pods.at, pods.role, pods.document, pods.labels).end.labels,
-        get(pods.document, "metadata.namespace"),
-    )
-    budgets = [
-        each
-        for each in documents
-        if each["kind"] == "PodDisruptionBudget"
-        and get(each, "metadata.namespace") == space
-        and matches(get(each, "spec.selector", {}), labels)
-    ]
-    if not any(get(each, "spec.maxUnavailable") == 0 for each in budgets):
-        yield f"{pods.at}: no PodDisruptionBudget with spec.maxUnavailable 0 keeps these pods from being evicted."
+    budgets = [each for each in documents if each["kind"] == "PodDisruptionBudget" and _is_of(each, pods)]
+    if len(budgets) != 1:
+        yield f"{pods.at}: {len(budgets)} PodDisruptionBudgets select these pods; one must, or a drain ends the run."
+    for budget in budgets:
+        alike = [each for each in pods_of([pods.document]) if _is_of(budget, each)]
+        most = sum(1 if each.role == "head" else each.group.get("maxReplicas", 1) for each in alike)
+        least = get(budget, "spec.minAvailable")
+        if not isinstance(least, int) or least < most:
+            yield (
+                f"{title(budget)}: spec.minAvailable is {least}, and there may be {most} of these pods: "
+                f"one could be evicted of {pods.at}."
+            )
+
+
+def _is_of(budget: Tree, pods: Pods) -> bool:
+    party = Party(pods.at, pods.role, pods.document, pods.labels).end
+    same = get(budget, "metadata.namespace") == get(pods.document, "metadata.namespace")
+    return same and matches(get(budget, "spec.selector", {}), party.labels)
 
 
 def job_problems(job: Tree, documents: Sequence[Tree]) -> Iterator[str]:

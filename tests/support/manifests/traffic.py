@@ -80,10 +80,9 @@ def _needs(policies: Sequence[Tree], party: Party, others: Sequence[Party]) -> I
 def _strangers(policies: Sequence[Tree], party: Party, others: Sequence[Party]) -> Iterator[str]:
     end = party.end
     inside = End("any pod of the namespace", {"app": "stranger"}, end.namespace)
+    name = "app.kubernetes.io/instance"
     runs = [
-        End(
-            f"a {each.role} of another run", {**each.end.labels, "app.kubernetes.io/instance": "another"}, end.namespace
-        )
+        End(f"a {each.role} of another run", {**each.end.labels, name: f"not-{each.labels.get(name)}"}, end.namespace)
         for each in others
     ]
     for stranger in (inside, End("a pod of another namespace", {"app": "stranger"}, "elsewhere"), *runs):
