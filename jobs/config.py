@@ -42,7 +42,7 @@ class ImportConfig(Config):
 class CollectionConfig(Config):
     """What is known of the images before anything is read, for the estimates of --dry-run; null: what is found.
 
-    Of a part of the shards, `images` is how many are taken.
+    Of a part, `images` is how many are taken (all, where there are fewer).
     """
 
     images: int | None = Field(default=None, ge=1)
@@ -63,7 +63,7 @@ class RunConfig(Config):
         default=1.0,
         gt=0,
         le=1,
-        description="part of everything: images, epochs, batches, workers, what --set says among them; to try a large "
+        description="part of everything: images, epochs, batches, workers, also of what --set gives; to try a large "
         "run on a small machine. Resolved into all of these settings at once: then it is 1 again",
     )
     learn: bool = Field(

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path, PurePosixPath
 
 from jobs.config import RunConfig
@@ -102,9 +102,8 @@ class Part:
     def _samples(self) -> Iterator[NewSample]:
         each = -(-self.images // min(len(self.shards), ENOUGH))
         keys: set[str] = set()
-        for shard, begin, most in [(shard, 0, each) for shard in self.shards] + [
-            (shard, each, self.images) for shard in self.shards
-        ]:
+        rounds = ((0, each), (each, self.images))  # the first of those to take of a shard, and how many at most
+        for (begin, most), shard in product(rounds, self.shards):
             if len(keys) == self.images:
                 return
             samples = (item for item in read_samples(shard) if isinstance(item, Sample))
