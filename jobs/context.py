@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import Field
 
-from jobs.journal import RUN_ID, current, submission
+from jobs.journal import RUN_ID, current, interrupted, submission
 from jobs.room import Room, room_for
 from models.config import Config
 from models.errors import ShoalError
@@ -30,6 +30,7 @@ _QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+_PATIENCE_S = 10
 
 
 class RayConfig(Config):
@@ -86,11 +87,25 @@ def local_ray(
             runtime_env=_environment(own=address == "local"),
             **_options(config, address),
         )
+    shut_down = True
     try:
         with room_for(room, 0 if address == "local" else config.wait_s, on_progress):
             yield
+    except KeyboardInterrupt:
+        interrupted()
+        shut_down = address == "local"  # a cluster notices by itself that this process is gone
+        raise
     finally:
-        ray.shutdown()
+        if shut_down:
+            _let_executors_end()
+            ray.shutdown()
+
+
+def _let_executors_end() -> None:
+    """Ray Data's threads may go on for a moment; a Ray that is gone by then ends the process on the spot."""
+    for thread in threading.enumerate():
+        if type(thread).__name__ == "StreamingExecutor":
+            thread.join(_PATIENCE_S)
 
 
 @contextmanager

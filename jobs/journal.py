@@ -29,6 +29,8 @@ LOG, RUN_ID = "SHOAL_LOG", "SHOAL_RUN_ID"
 STATUS = "status.json"
 TICK_S = 1.0  # between two looks whether there is something to tell
 EVERY_S, STORE_EVERY_S = 5.0, 60.0  # between two lines, or two writes of the status; to a store each is a request
+CODE_OF_INTERRUPTED = 130
+SENTENCE_OF_INTERRUPTED = "Interrupted; what was committed is kept, and the same command continues from there."
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray gives to the process of a submitted job
 
@@ -57,6 +59,7 @@ class _Now:
     work: Work = field(default_factory=Work)
     step: str | None = None
     over: bool = False
+    journal: Journal | None = None
 
 
 _now = _Now()
@@ -86,6 +89,12 @@ def current() -> Work:
 def warn(message: str) -> None:
     """Tell a warning."""
     _emit(_now.work.line("warning", "warning", step=_now.step, message=message))
+
+
+def interrupted() -> None:
+    """Tell the interruption now: what is still to be left behind may take this process along."""
+    if _now.journal is not None:
+        _now.journal.end(INTERRUPTED, CODE_OF_INTERRUPTED, SENTENCE_OF_INTERRUPTED)
 
 
 def last_words(message: str, code: int, event: str = FAILED) -> None:
@@ -132,7 +141,7 @@ class Journal:
             "job": submission(),
         }
         self._told_at = self._wrote_at = 0.0
-        self._changed = self._due = self._failed = self._identified = False
+        self._changed = self._due = self._ended = self._failed = self._identified = False
         self._named: str | None = None  # the run, from outside
         self._lock = RLock()
         self._over = Event()
@@ -140,7 +149,7 @@ class Journal:
 
     def __enter__(self) -> Self:
         self._work = self._identify(self._work)
-        _now.work = self._work
+        _now.work, _now.journal = self._work, self
         self._named = os.environ.get(RUN_ID)
         os.environ[RUN_ID] = self._work.run or ""  # for metrics, in whatever process of ours
         self._tell("info", "started", job=self._fixed["job"])
@@ -151,6 +160,7 @@ class Journal:
         """Ends without a word: `end` has it."""
         self._over.set()
         self._thread.join()
+        _now.journal = None
         if self._named is None:
             os.environ.pop(RUN_ID, None)
         else:
@@ -171,7 +181,10 @@ class Journal:
                 self._due = True
 
     def end(self, state: str, code: int, message: str | None, figures: Mapping[str, Any] | None = None) -> None:
-        """Tell how it ended."""
+        """Tell how it ended; only the first time counts."""
+        if self._ended:
+            return
+        self._ended = True
         self._over.set()
         self._thread.join()
         self._count_time()

@@ -20,7 +20,7 @@ from jobs import journal
 from jobs.brief import legible
 from models.errors import ShoalError
 
-MISSED, REFUSED, INTERRUPTED = 1, 2, 130
+MISSED, REFUSED, INTERRUPTED = 1, 2, journal.CODE_OF_INTERRUPTED
 _PROBLEMS: dict[type[OSError], str] = {
     FileNotFoundError: "does not exist",
     PermissionError: "may not be read or written by this user",
@@ -54,8 +54,7 @@ def sentences() -> Iterator[None]:
 def ended(error: BaseException) -> tuple[str, int, str | None]:
     """The state in which an error leaves the work, the exit code, and the sentence: None for a defect of shoal."""
     if isinstance(error, KeyboardInterrupt):
-        sentence = "Interrupted; what was committed is kept, and the same command continues from there."
-        return journal.INTERRUPTED, INTERRUPTED, sentence
+        return journal.INTERRUPTED, INTERRUPTED, journal.SENTENCE_OF_INTERRUPTED
     if isinstance(error, Missed):
         return journal.FINISHED, MISSED, str(error)
     explained = explain(error) if isinstance(error, Exception) else None

@@ -264,3 +264,18 @@ def test_work_outlives_whoever_reads_it(tmp_path: Path) -> None:
         assert done.returncode == 0, (closed, done.stderr)
         assert json.loads(json_file.read_text())["kind"] == "shard"
         json_file.unlink()
+
+
+def test_an_interruption_is_told_before_anything_is_left_behind(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt), Journal(Work("run", output=str(folder)), lambda: folder) as told:
+        told("extract", 0, None)
+        journal.interrupted()
+        status = read_status(folder)
+        assert status is not None
+        assert (status["state"], status["exit_code"]) == ("interrupted", 130)
+        told.end("failed", 1, "which is what came of it")
+        raise KeyboardInterrupt
+    assert [line["event"] for line in lines(capsys)][-1] == "interrupted"
+    journal.interrupted()  # where nothing is under way
