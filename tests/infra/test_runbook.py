@@ -18,6 +18,7 @@ TEXTS = [ROOT / "README.md", *sorted((ROOT / "infra").rglob("README.md"))]
 RUNBOOK = ROOT / "infra" / "README.md"
 OF_OTHERS = {
     "exceeds the limit",
+    "kubectl drain",
     "lost",
     "shoal submit",
     "shoal status",
